@@ -1,0 +1,339 @@
+"""The body of a job: every field with its default, bound, unit and meaning.
+
+The names are the contract; sections are frozen, strict and refuse unknown keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+MAX_INT = 2**63 - 1
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        raise ValueError("must be printable characters: no control, direction or line-break characters")
+    return text
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Text = Annotated[str, AfterValidator(_printable)]
+Column = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
+
+
+def _not_yet(value: Any) -> Any:
+    if value:
+        raise ValueError("is not available in this version; leave it out")
+    return value
+
+
+NotYet = AfterValidator(_not_yet)
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class FractionSplit(Section):
+    """Fractions of all rows in time order; train and val above 0, the sum 1."""
+
+    train: Fraction = 0.8
+    val: Fraction = 0.2
+    test: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        if self.train <= 0 or self.val <= 0:
+            raise ValueError("train and val must both be above 0")
+        if abs(self.train + self.val + self.test - 1.0) > 1e-9:
+            raise ValueError(
+                f"the fractions must sum to 1, they sum to {self.train + self.val + self.test:.10g}"
+            )
+        return self
+
+
+class TimeSplit(Section):
+    """Cuts at given times: validation from `val_from`, test from `test_from`."""
+
+    val_from: AwareDatetime
+    test_from: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.test_from is not None and self.test_from <= self.val_from:
+            raise ValueError("test_from must be later than val_from")
+        return self
+
+
+def _split_kind(value: Any) -> str:
+    keys = value.keys() if isinstance(value, dict) else type(value).model_fields
+    return "times" if {"val_from", "test_from"} & set(keys) else "fractions"
+
+
+Split = Annotated[
+    Annotated[FractionSplit, Tag("fractions")] | Annotated[TimeSplit, Tag("times")],
+    Discriminator(_split_kind),
+]
+
+
+class DataConfig(Section):
+    path: Annotated[Text, StringConstraints(min_length=1, max_length=1024)]
+    """File, folder or glob below the data root."""
+    timestamp: Column = "timestamp"
+    """Arrow timestamp (naive = UTC), or integer ns/us/ms/s since 1970 (the unit is detected)."""
+    features: Column | Annotated[list[Column], Field(min_length=1, max_length=4096)] | None = None
+    """One column's name, or a list of numeric columns; null = "features" if present, else all numeric."""
+    shape: Annotated[list[Count], Field(min_length=1, max_length=4)] | None = None
+    """Shape of one row's features, e.g. [4, 128]; null = the dataset's metadata, else [F]."""
+    label: Column = "label"
+    """Integer class 0..K-1."""
+    label_end: Column | None = None
+    """When the label is known; null = "label_end" if present."""
+    horizon_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Seconds the label looks ahead; null = the dataset's metadata, else 0 with a warning."""
+    group: Column | None = None
+    """Column that separates series, e.g. "symbol"; at most 256 values."""
+    classes: (
+        Annotated[
+            list[Annotated[Text, StringConstraints(min_length=1, max_length=64)]],
+            Field(min_length=2, max_length=256),
+        ]
+        | None
+    ) = None
+    """Names of the K classes; null = the dataset's metadata, else Neutro, Stop, Long, SuperLong if K = 4."""
+    window: Annotated[int, Field(ge=1, le=65536)] = 32
+    """T: rows in one sample."""
+    stride: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1
+    """Rows between the ends of neighbouring windows."""
+    max_gap_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """A window with two neighbouring rows further apart is skipped."""
+    split: Split = FractionSplit()
+    embargo_s: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    """Seconds after each cut whose rows no validation or test window touches."""
+    normalize: Literal["none"] = "none"
+    shuffle: Literal["none"] = "none"
+    """none: time order."""
+    shuffle_buffer: Annotated[int, Field(ge=1, le=2**31 - 1)] = 16384
+    """Windows permuted together."""
+    shuffle_run: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1
+    """Consecutive windows drawn together."""
+    non_finite: Literal["error"] = "error"
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        roles = [c for c in (self.timestamp, self.label, self.label_end, self.group) if c is not None]
+        named = [self.features] if isinstance(self.features, str) else list(self.features or [])
+        for column in {*roles, *named}:
+            if (roles + named).count(column) > 1:
+                raise ValueError(f"column {column!r} is named twice")
+        return self
+
+
+class VivitConfig(Section):
+    """Per-snapshot 1-D convolutions over price levels, transformer encoder over time."""
+
+    name: Literal["vivit"] = "vivit"
+    d_model: Annotated[int, Field(ge=2, le=4096)] = 128
+    heads: Annotated[int, Field(ge=1, le=64)] = 4
+    layers: Annotated[int, Field(ge=1, le=64)] = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model ({self.d_model}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class MlpConfig(Section):
+    """Per-row projection, then a perceptron over the window."""
+
+    name: Literal["mlp"] = "mlp"
+    d_model: Annotated[int, Field(ge=1, le=4096)] = 64
+    hidden: Annotated[int, Field(ge=1, le=65536)] = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+ModelConfig = Annotated[VivitConfig | MlpConfig, Field(discriminator="name")]
+
+ClassWeights = Annotated[list[Annotated[float, Field(ge=0, le=1e9)]], Field(min_length=2, max_length=256)]
+
+
+class CrossEntropyConfig(Section):
+    name: Literal["cross_entropy"] = "cross_entropy"
+    class_weights: ClassWeights | Literal["auto"] | None = "auto"
+    """One weight a class; null = all 1; "auto" = [1, 10, 10, 20] when K = 4, else null."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("class_weights")
+    @classmethod
+    def _some_weight(cls, weights: Any) -> Any:
+        if isinstance(weights, list) and not any(weights):
+            raise ValueError("at least one class weight must be above 0")
+        return weights
+
+
+class AdamWConfig(Section):
+    name: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+
+
+class TrainingConfig(Section):
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 15
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 3
+    """Physical micro-batch; "auto" = up to the effective batch."""
+    accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    """Micro-batches to one optimizer step; unused with "auto"."""
+    effective_batch: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Samples to one optimizer step; null = batch_size x accumulation_steps; 15 with "auto"."""
+    loss_reduction: Literal["effective_batch", "micro_batch"] = "effective_batch"
+    """effective_batch: exact weighted mean; micro_batch: the classic loss / accumulation_steps."""
+    clip_grad_norm: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    activation_checkpointing: Annotated[bool, NotYet] = False
+    compile: Annotated[bool, NotYet] = False
+    tf32: bool = False
+    ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, NotYet] = None
+    seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
+    deterministic: bool = False
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of torch; null = physical cores - 1, at least 1."""
+    eval_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Null = a constant of the trainer."""
+    log_every: Annotated[int, Field(ge=1, le=1_000_000_000)] = 10
+    """Micro-batches between metric rows and log lines."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """The effective batch: samples to one optimizer step."""
+        if self.effective_batch is not None:
+            return self.effective_batch
+        return 15 if self.batch_size == "auto" else self.batch_size * self.accumulation_steps
+
+    @property
+    def nominal_batch(self) -> int:
+        """Samples to one nominal micro-batch, the unit in which batches are counted."""
+        return self.samples_per_step if self.batch_size == "auto" else self.batch_size
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if (
+            self.batch_size != "auto"
+            and self.effective_batch is not None
+            and self.effective_batch < self.batch_size
+        ):
+            raise ValueError(
+                f"effective_batch ({self.effective_batch}) must be at least batch_size ({self.batch_size})"
+            )
+        return self
+
+
+class OomConfig(Section):
+    recover: bool = True
+    """Retry a step that ran out of GPU memory with a smaller micro-batch."""
+    min_batch_size: Count = 1
+
+
+class EarlyStoppingConfig(Section):
+    patience: Annotated[int, Field(ge=1, le=100_000)] | None = 3
+    """Epochs without improvement of the validation loss; null = off."""
+    min_delta: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+
+
+class CheckpointConfig(Section):
+    every_s: Annotated[float, Field(ge=0, le=1e9)] | None = 300.0
+    """Seconds between resume checkpoints; 0 = every step; null = only at stop."""
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
+
+
+class LimitsConfig(Section):
+    max_runtime_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """Running time over all attempts."""
+
+
+class JobRequest(Section):
+    """One training job. Only `data.path` is required."""
+
+    name: Annotated[Text, StringConstraints(min_length=1, max_length=120)] | None = None
+    tags: Annotated[
+        list[Annotated[Text, StringConstraints(min_length=1, max_length=64)]], Field(max_length=16)
+    ] = []
+    metadata: Annotated[
+        dict[
+            Annotated[Text, StringConstraints(min_length=1, max_length=64)],
+            Annotated[Text, StringConstraints(max_length=512)],
+        ],
+        Field(max_length=16),
+    ] = {}
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Higher runs first."""
+    depends_on: Annotated[list[JobId], Field(max_length=64)] = []
+    """Jobs that must have succeeded first."""
+    not_before: AwareDatetime | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Crash budget: attempts in a row that may end without progress."""
+    init_from: Annotated[JobId | None, NotYet] = None
+    """Start from the weights of this job's best checkpoint."""
+
+    data: DataConfig
+    model: ModelConfig = VivitConfig()
+    loss: CrossEntropyConfig = CrossEntropyConfig()
+    optimizer: AdamWConfig = AdamWConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    """auto = fp16 with GradScaler on CUDA, fp32 on CPU."""
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$")] = "auto"
+    oom: OomConfig = OomConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """On the validation loss; null = off."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _null_is_off(cls, value: Any) -> Any:
+        return {"patience": None} if value is None else value
+
+
+# What may change without changing what is computed.
+LABELS = ("name", "tags", "metadata", "priority", "depends_on", "not_before", "max_attempts")
+
+
+def canonical(value: Any) -> str:
+    """Write JSON in the one order and spacing that hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def config_hash(request: JobRequest) -> str:
+    """Name what is computed: sha256 of the canonical config without its labels."""
+    body = {k: v for k, v in request.model_dump(mode="json").items() if k not in LABELS}
+    return hashlib.sha256(canonical(body).encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""Every path and file name of the product, derived from the two roots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+BEST_NAME = "saimp_best.pth"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    data_root: Path
+    logs_root: Path
+
+    def job(self, job_id: str) -> Path:
+        return self.data_root / "jobs" / job_id
+
+    def attempt(self, job_id: str, attempt: int) -> Path:
+        """The folder one attempt writes its immutable files to."""
+        return self.job(job_id) / "attempts" / str(attempt)
+
+    def best(self, job_id: str) -> Path:
+        return self.job(job_id) / BEST_NAME
+
+    def champion(self) -> Path:
+        return self.data_root / BEST_NAME
+
+    def token(self) -> Path:
+        return self.data_root / ".token"
+
+    def worker_lock(self) -> Path:
+        return self.data_root / ".worker.lock"
+
+    def log(self, log_name: str) -> Path:
+        return self.logs_root / f"{log_name}.txt"
+
+    def plot(self, log_name: str) -> Path:
+        return self.logs_root / f"{log_name}.png"
+
+    def create_log(self, at: datetime) -> str:
+        """Create the log of a first claim at `at` (UTC) and return its name, with a suffix if it is taken."""
+        self.logs_root.mkdir(parents=True, exist_ok=True)
+        stem = f"train_run_{at:%Y%m%d_%H%M%S}"
+        number = 1
+        while True:
+            name = stem if number == 1 else f"{stem}_{number}"
+            try:
+                self.log(name).touch(exist_ok=False)
+            except FileExistsError:
+                number += 1
+            else:
+                return name
+
+
+def sidecar(weights: Path) -> Path:
+    """The JSON beside a checkpoint: saimp_best.pth -> saimp_best.json."""
+    return weights.with_suffix(".json")
