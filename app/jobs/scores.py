@@ -7,65 +7,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 Confusion = Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class ClassScores:
-    """One class against the rest. A ratio without a denominator is 0."""
+def scores(confusion: Confusion, classes: Sequence[str] | None = None) -> dict[str, Any]:
+    """Score a confusion matrix, all in 0..1 but for mcc (-1..1). A ratio without a denominator is 0.
 
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Scores over all classes, in 0..1 but for mcc (-1..1).
-
-    macro_f1: mean F1 of the classes that occur as label or prediction. balanced_accuracy: mean recall of the
-    classes that occur as label. mcc: Matthews correlation for K classes; 0 when labels or predictions are all
-    of one class. majority_accuracy: what always predicting the most frequent label would reach.
+    classes: names of the K classes; null = their numbers. macro_f1: mean F1 of the classes that occur as
+    label or prediction. balanced_accuracy: mean recall of the classes that occur as label. mcc: Matthews
+    correlation for K classes. majority_accuracy: what always answering the most frequent label would reach.
     """
-
-    accuracy: float
-    macro_f1: float
-    balanced_accuracy: float
-    mcc: float
-    majority_accuracy: float
-    per_class: tuple[ClassScores, ...]
-
-
-def score(confusion: Confusion) -> Scores:
-    """Score a confusion matrix. Without samples every score is 0."""
+    names = classes or [str(k) for k in range(len(confusion))]
     support = [sum(row) for row in confusion]
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
     hits = [row[k] for k, row in enumerate(confusion)]
-    total = sum(support)
-    per_class = tuple(
-        ClassScores(precision=_ratio(h, p), recall=_ratio(h, s), f1=_ratio(2 * h, s + p), support=s)
-        for h, s, p in zip(hits, support, predicted, strict=True)
-    )
-    return Scores(
-        accuracy=_ratio(sum(hits), total),
-        macro_f1=_mean([c.f1 for c, p in zip(per_class, predicted, strict=True) if c.support or p]),
-        balanced_accuracy=_mean([c.recall for c in per_class if c.support]),
-        mcc=_mcc(sum(hits), support, predicted),
-        majority_accuracy=_ratio(max(support, default=0), total),
-        per_class=per_class,
-    )
+    per_class = {
+        name: {
+            "precision": _ratio(hits[k], predicted[k]),
+            "recall": _ratio(hits[k], support[k]),
+            "f1": _ratio(2 * hits[k], support[k] + predicted[k]),
+            "support": support[k],
+        }
+        for k, name in enumerate(names)
+    }
+    by_class = list(per_class.values())
+    return {
+        "accuracy": _ratio(sum(hits), sum(support)),
+        "macro_f1": _mean([by_class[k]["f1"] for k in range(len(names)) if support[k] or predicted[k]]),
+        "balanced_accuracy": _mean([by_class[k]["recall"] for k in range(len(names)) if support[k]]),
+        "mcc": _mcc(sum(hits), support, predicted),
+        "majority_accuracy": _ratio(max(support, default=0), sum(support)),
+        "per_class": per_class,
+    }
 
 
 def _mcc(num_hits: int, support: list[int], predicted: list[int]) -> float:
-    """R_K of Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient"."""
+    """Compute R_K (Gorodkin 2004, Computational Biology and Chemistry 28, 367-374)."""
     total = sum(support)
     covariance = num_hits * total - sum(s * p for s, p in zip(support, predicted, strict=True))
     label_variance = total**2 - sum(s * s for s in support)
     prediction_variance = total**2 - sum(p * p for p in predicted)
-    # Roots apart: their product can be too large for a float.
     return _ratio(covariance, math.sqrt(label_variance) * math.sqrt(prediction_variance))
 
 

@@ -1,0 +1,177 @@
+"""The facts an attempt reports, and how they cross the pipe. No torch here: the supervisor reads them.
+
+Positions: epoch and step from 1, batch (nominal micro-batch of the epoch) from 0. Memory in bytes, times in
+seconds since 1970 (UTC), durations in seconds, accuracy in 0..1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+Phase = Literal["preparing", "training", "validating", "saving"]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChanged:
+    """The attempt entered another phase."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Data and device are settled: what every null and auto became, and the plan of the data."""
+
+    resolved: dict[str, Any]
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A micro-batch or an evaluation batch went by; nothing to report. Orders are obeyed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStarted:
+    epoch: int
+    epochs: int
+    batches: int  # nominal micro-batches in the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """A metric row: every `log_every`-th nominal batch. Contract, section 3, "batches"."""
+
+    epoch: int
+    batch: int
+    step: int
+    loss: float  # weighted mean over the samples since the previous row of the epoch
+    accuracy: float
+    lr: float | None  # of the last finished step; null before the first
+    grad_norm: float | None  # likewise, before clipping
+    time: float
+    samples_per_s: float | None = None
+    ram_used: int | None = None
+    ram_total: int | None = None
+    vram_used: int | None = None
+    vram_total: int | None = None
+    vram_torch_peak: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BestFile:
+    """A best checkpoint on disk: immutable, named by epoch and content, below the attempt's folder."""
+
+    name: str
+    sha256: str
+    size: int
+    previous_loss: float | None  # of the best before it; null = none
+    sidecar: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """An epoch was trained and validated; with `best` when its validation loss is the lowest so far."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    confusion: list[list[int]]  # validation, KxK: rows are labels, columns predictions
+    train_confusion: list[list[int]]
+    ece: float | None
+    lr: float
+    duration_s: float
+    samples_per_s: float
+    skipped_steps: int
+    ram_peak: int | None
+    vram_peak: int | None
+    stale_epochs: int  # epochs since the best, for early stopping
+    patience: int | None
+    best: BestFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OomRecovered:
+    """A step ran out of GPU memory, was rolled back and goes on with a smaller micro-batch."""
+
+    epoch: int
+    step: int
+    batch_size: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """The test split, evaluated once with the best weights."""
+
+    loss: float
+    accuracy: float
+    confusion: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The attempt's own verdict. stopped: the order it obeyed, else null."""
+
+    reason: str  # a reason code of the contract, e.g. "completed"
+    message: str
+    hint: str | None = None
+    stopped: Literal["cancel", "pause", "preempt"] | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+Event = (
+    PhaseChanged
+    | Prepared
+    | Tick
+    | EpochStarted
+    | BatchDone
+    | EpochDone
+    | OomRecovered
+    | Tested
+    | Warned
+    | Ended
+)
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        PhaseChanged,
+        Prepared,
+        Tick,
+        EpochStarted,
+        BatchDone,
+        EpochDone,
+        OomRecovered,
+        Tested,
+        Warned,
+        Ended,
+    )
+}
+
+
+def encode(event: Event) -> bytes:
+    """Write one event as JSON; non-finite floats survive."""
+    return json.dumps({"kind": type(event).__name__, **asdict(event)}).encode()
+
+
+def decode(message: bytes) -> Event:
+    """Read one event back. Raises KeyError for a kind this version does not know."""
+    body = json.loads(message)
+    kind = _KINDS[body.pop("kind")]
+    known = {f.name for f in fields(kind)}
+    body = {key: value for key, value in body.items() if key in known}
+    if kind is EpochDone and body["best"] is not None:
+        body["best"] = BestFile(**body["best"])
+    event: Event = kind(**body)
+    return event

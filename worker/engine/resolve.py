@@ -1,0 +1,81 @@
+"""What every null and auto of a job becomes on this machine, decided once and stored with the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+from app.jobs.config import JobRequest
+from worker.engine.errors import ConfigInvalid
+from worker.engine.precision import PrecisionName
+
+EVAL_BATCH = 64  # samples; larger is no faster on a CPU, and 64 share their rows well
+FOUR_CLASS_WEIGHTS = [1.0, 10.0, 10.0, 20.0]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Everything the engine computes by that the request leaves open. JSON by `dataclasses.asdict`."""
+
+    device: str  # "cpu" or "cuda:N"
+    precision: PrecisionName
+    threads: int
+    batch_size: int  # physical micro-batch to begin with
+    nominal_batch: int
+    effective_batch: int
+    eval_batch_size: int
+    class_weights: list[float] | None
+
+
+def resolve(request: JobRequest, *, num_classes: int) -> Resolved:
+    """Settle what the request leaves open. Raises ConfigInvalid when machine or data do not allow it."""
+    training = request.training
+    device = resolve_device(request.device)
+    return Resolved(
+        device=str(device),
+        precision=resolve_precision(request.precision, device),
+        threads=training.threads or max(1, (psutil.cpu_count(logical=False) or 1) - 1),
+        batch_size=training.nominal_batch,
+        nominal_batch=training.nominal_batch,
+        effective_batch=training.samples_per_step,
+        eval_batch_size=training.eval_batch_size or EVAL_BATCH,
+        class_weights=resolve_class_weights(request.loss.class_weights, num_classes),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Settle "auto", "cpu", "cuda" or "cuda:N". Raises ConfigInvalid for a GPU that is not there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = int(name.partition(":")[2] or 0)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
+        raise ConfigInvalid(
+            f"device is {name!r}, but this machine has {count} usable CUDA devices.",
+            'Set device to "auto" or "cpu".',
+        )
+    return torch.device("cuda", index)
+
+
+def resolve_precision(name: Literal["auto", "fp16", "bf16", "fp32"], device: torch.device) -> PrecisionName:
+    """Settle "auto": fp16 on a GPU, fp32 on a CPU."""
+    if name == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    return name
+
+
+def resolve_class_weights(
+    weights: list[float] | Literal["auto"] | None, num_classes: int
+) -> list[float] | None:
+    """Settle "auto": 1, 10, 10, 20 for four classes, else none. Raises ConfigInvalid for a wrong count."""
+    if weights == "auto":
+        return FOUR_CLASS_WEIGHTS if num_classes == len(FOUR_CLASS_WEIGHTS) else None
+    if weights is not None and len(weights) != num_classes:
+        raise ConfigInvalid(
+            f"loss.class_weights has {len(weights)} weights, the data have {num_classes} classes.",
+            "Give one weight for each class, in the order of data.classes.",
+        )
+    return weights

@@ -1,0 +1,46 @@
+"""Read a best checkpoint back: the model ready to use, and what is known about it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from app.jobs.config import ModelConfig
+from worker.models.base import SequenceModel
+from worker.models.build import build_model
+
+MODEL_CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint is not the file its sidecar describes."""
+
+
+def load(path: Path | str) -> tuple[SequenceModel, dict[str, Any]]:
+    """Read `saimp_best.pth` and the `.json` beside it: the model on the CPU, in eval mode, and the sidecar.
+
+    Raises FileNotFoundError, and CorruptCheckpoint when the sha256 differs from the sidecar's.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    sidecar: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != sidecar["sha256"]:
+        raise CorruptCheckpoint(
+            f"{path.name} has sha256 {sha256}, its sidecar says {sidecar['sha256']}. Download both again."
+        )
+    shapes = sidecar["shapes"]
+    model = build_model(
+        MODEL_CONFIG.validate_json(json.dumps(sidecar["config"]["model"])),
+        window=shapes["window"],
+        shape=shapes["row"],
+        num_classes=shapes["num_classes"],
+    )
+    model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
+    return model.eval(), sidecar
