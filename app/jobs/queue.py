@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -24,6 +24,17 @@ from app.jobs.tables import batch_row, dependency, epoch_row, event, job, system
 BACKOFF_S = (0.0, 5.0, 30.0)
 
 Row = sa.Row[Any]
+
+
+# More waiting jobs than this are a mistake of a script.
+MAX_QUEUED = 10_000
+
+
+class QueueFull(ServiceError):
+    """Too many jobs wait already."""
+
+    status, code = 429, "queue_full"
+    headers: ClassVar = {"Retry-After": "60"}
 
 
 class KeyReuse(ServiceError):
@@ -112,6 +123,7 @@ class Queue:
                 first = self._first(connection, idempotency_key, config)
                 if first is not None:
                     return first, False
+            self._refuse_when_full(connection)
             problems = self._dead_dependencies(connection, request.depends_on)
             if problems:
                 raise InvalidRequest("a job this one depends on can never succeed", problems=problems)
@@ -157,6 +169,12 @@ class Queue:
         if first is not None and canonical(first.config) != canonical(config):
             raise KeyReuse(hint=f"It made job {first.id}. Use a new key for a new job.")
         return first
+
+    @staticmethod
+    def _refuse_when_full(connection: sa.Connection) -> None:
+        queued = sa.select(sa.func.count()).select_from(job).where(job.c.status == Status.QUEUED)
+        if connection.execute(queued).scalar_one() >= MAX_QUEUED:
+            raise QueueFull(f"{MAX_QUEUED} jobs wait already.", "Cancel some, or submit again later.")
 
     def dead_dependencies(self, needs: Sequence[str]) -> list[Problem]:
         """List the dependencies that can never succeed, or do not exist."""
@@ -232,11 +250,11 @@ class Queue:
 
     def line(self) -> Sequence[Row]:
         """List the queued jobs in the order they would be claimed, without their configs."""
-        names = ("id", "name", "status", "priority", "run_after", "created_at")
-        names += ("reason_code", "reason_message", "reason_hint")
+        names = ["id", "name", "status", "priority", "run_after", "created_at"]
+        reason = ["reason_code", "reason_message", "reason_hint"]
         with self.database.reading() as connection:
             return connection.execute(
-                sa.select(*(job.c[name] for name in names))
+                sa.select(*(job.c[name] for name in names + reason))
                 .where(job.c.status == Status.QUEUED)
                 .order_by(job.c.priority.desc(), job.c.id)
             ).all()

@@ -1,0 +1,269 @@
+"""The worker as a real process: jobs train, crash, are cancelled and rescued; nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from app.jobs.metrics import since
+from app.jobs.queue import Queue, Row
+from app.jobs.states import Status
+from tests.factories import make_database, make_request, write_dataset
+from tests.processes import Process, eventually, is_gone, started
+from worker.models.load import load
+
+QUICK: dict[str, Any] = {
+    "model": {"name": "mlp", "d_model": 8, "hidden": 8},
+    "training": {"epochs": 2, "threads": 1},
+    "data": {"path": "demo", "window": 4, "horizon_s": 0.0},
+}
+ENDLESS: dict[str, Any] = {
+    **QUICK,
+    "training": {"epochs": 100_000, "threads": 1},
+    "early_stopping": {"patience": None},
+}
+
+
+@contextmanager
+def open_queue(root: Path) -> Iterator[Queue]:
+    write_dataset(root / "data" / "demo", rows=400)
+    database = make_database(root / "data")
+    yield Queue(database)
+    database.dispose()
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[Queue]:
+    with open_queue(tmp_path) as queue:
+        yield queue
+
+
+@contextmanager
+def worker(root: Path) -> Iterator[Process]:
+    with started("-m", "worker", root=root) as process:
+        process.says("worker ready")
+        yield process
+
+
+@dataclass(frozen=True)
+class Site:
+    """A worker at work, shared by the tests that leave it alive."""
+
+    root: Path
+    queue: Queue
+    process: Process
+
+
+@pytest.fixture(scope="module")
+def open_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("site")
+    with open_queue(root) as queue, worker(root) as process:
+        yield Site(root, queue, process)
+
+
+@pytest.fixture
+def site(open_site: Site) -> Iterator[Site]:
+    yield open_site
+    for row in open_site.queue.page()[0]:
+        if row.finished_at is None:
+            open_site.queue.cancel(row.id)
+            ended(open_site.queue, row.id)
+
+
+def submit(queue: Queue, **sections: Any) -> str:
+    return str(queue.submit(make_request(**{**QUICK, **sections}))[0].id)
+
+
+def ended(queue: Queue, job_id: str) -> Row:
+    def final() -> Row | None:
+        row = queue.get(job_id)
+        return row if row.finished_at is not None else None
+
+    row = eventually(final, within_s=60, what="the end of the job")
+    assert row is not None
+    return row
+
+
+def runner_pid(queue: Queue, process: Process, job_id: str) -> int:
+    """Wait until the job trains, and find the process that trains it."""
+    eventually(lambda: (queue.get(job_id).epoch or 0) >= 2, what="the second epoch")
+    line = [line for line in process.output.splitlines() if job_id in line and "runs as process" in line][-1]
+    return int(line.split("runs as process ")[1].split(",")[0])
+
+
+def log_of(root: Path, row: Row) -> str:
+    return (root / "logs" / f"{row.log_name}.txt").read_text()
+
+
+def test_a_job_trains_to_its_end(site: Site) -> None:
+    job_id = submit(site.queue)
+    row = ended(site.queue, job_id)
+    assert (row.status, row.reason_code) == (Status.SUCCEEDED, "completed")
+    log = log_of(site.root, row)
+    assert log.splitlines()[0] == "[EPOCH] Epoch 1/2"
+    assert log.splitlines()[-1] == "[END] succeeded (completed)"
+    assert "[SAVE] Val loss improved (inf -->" in log
+    assert (site.root / "logs" / f"{row.log_name}.png").read_bytes().startswith(b"\x89PNG")
+    with site.queue.database.reading() as connection:
+        metrics = since(connection, job_id)
+    assert [epoch["epoch"] for epoch in metrics.epochs] == [1, 2]
+    assert metrics.batches["batch"][:3] == [0, 10, 20]
+    assert row.resolved["device"] == "cpu"
+    best = site.root / "data" / "jobs" / job_id / "saimp_best.pth"
+    model, sidecar = load(best)
+    model.load_state_dict(torch.load(best, weights_only=True))
+    assert sidecar["epoch"] == row.best_epoch
+    assert sidecar["sha256"] == row.best_sha256
+    assert sidecar["metrics"]["val_loss"] == row.best_val_loss
+    champion = json.loads((site.root / "data" / "saimp_best.json").read_text())
+    assert champion["comparison_key"] == sidecar["comparison_key"]
+    assert champion["metrics"]["val_loss"] <= sidecar["metrics"]["val_loss"]
+
+
+def test_a_killed_runner_is_recorded_and_the_job_trains_again(site: Site) -> None:
+    job_id = submit(site.queue, **ENDLESS)
+    os.kill(runner_pid(site.queue, site.process, job_id), signal.SIGKILL)
+    eventually(lambda: site.queue.get(job_id).attempt == 2, what="the second attempt")
+    crashed = [event for event in site.queue.events(job_id) if event.kind == "crashed"]
+    assert "SIGKILL" in crashed[0].data["message"]
+    eventually(lambda: site.queue.get(job_id).epoch, what="training again")
+    kinds = [event.kind for event in site.queue.events(job_id)]
+    assert kinds.index("resumed") > kinds.index("crashed")
+    assert site.process.popen.poll() is None
+
+
+def test_a_poison_job_ends_and_the_queue_goes_on(site: Site) -> None:
+    poison = submit(site.queue, **ENDLESS, max_attempts=1)
+    after = submit(site.queue)
+    os.kill(runner_pid(site.queue, site.process, poison), signal.SIGSEGV)
+    row = ended(site.queue, poison)
+    assert (row.status, row.reason_code) == (Status.FAILED, "native_crash")
+    assert "SIGSEGV" in row.reason_message
+    assert "Fatal Python error: Segmentation fault" in log_of(site.root, row)
+    assert ended(site.queue, after).status == Status.SUCCEEDED
+
+
+def test_a_cancel_is_obeyed_and_keeps_the_best(site: Site) -> None:
+    job_id = submit(site.queue, **ENDLESS)
+    pid = runner_pid(site.queue, site.process, job_id)
+    site.queue.cancel(job_id)
+    row = ended(site.queue, job_id)
+    assert (row.status, row.reason_code) == (Status.CANCELLED, "user")
+    eventually(lambda: is_gone(pid), what="the end of the runner")
+    assert (site.root / "data" / "jobs" / job_id / "saimp_best.pth").exists()
+    assert log_of(site.root, row).splitlines()[-1] == "[END] cancelled (user)"
+
+
+def test_a_stopped_runner_is_cancelled_all_the_same(site: Site) -> None:
+    job_id = submit(site.queue, **ENDLESS)
+    os.kill(runner_pid(site.queue, site.process, job_id), signal.SIGSTOP)
+    site.queue.cancel(job_id)
+    assert ended(site.queue, job_id).status == Status.CANCELLED
+
+
+def test_a_graceful_stop_puts_the_job_back_and_costs_no_crash(tmp_path: Path, queue: Queue) -> None:
+    job_id = submit(queue, **ENDLESS)
+    with worker(tmp_path) as process:
+        runner_pid(queue, process, job_id)
+        assert process.stop() == 0
+    row = queue.get(job_id)
+    assert (row.status, row.reason_code, row.crashes) == (Status.QUEUED, "preempted", 0)
+    assert queue.workers() == []
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["running", "sigstopped"])
+def test_a_killed_supervisor_takes_its_runner_along_and_the_next_one_goes_on(
+    tmp_path: Path, queue: Queue, frozen: bool
+) -> None:
+    job_id = submit(queue, **ENDLESS)
+    with worker(tmp_path) as process:
+        pid = runner_pid(queue, process, job_id)
+        if frozen:
+            os.kill(pid, signal.SIGSTOP)
+        process.popen.kill()
+        eventually(lambda: is_gone(pid), within_s=2, what="the end of the orphan")
+        process.popen.wait(10)
+    with worker(tmp_path) as process:
+        eventually(lambda: queue.get(job_id).attempt == 2, what="the rescue")
+        queue.cancel(job_id)
+        assert ended(queue, job_id).status == Status.CANCELLED
+
+
+def test_a_second_worker_leaves_with_a_clear_line(tmp_path: Path, queue: Queue) -> None:
+    with worker(tmp_path) as process, started("-m", "worker", root=tmp_path) as second:
+        assert second.popen.wait(30) == 0
+        assert f"another worker serves this data root: process {process.popen.pid}" in second.output
+
+
+def test_the_running_time_is_limited(site: Site) -> None:
+    job_id = submit(site.queue, **ENDLESS, limits={"max_runtime_s": 1.0})
+    row = ended(site.queue, job_id)
+    assert (row.status, row.reason_code) == (Status.FAILED, "max_runtime")
+
+
+def test_data_that_changed_since_the_submit_end_the_job(site: Site) -> None:
+    job_id = str(site.queue.submit(make_request(**QUICK), data_fingerprint="0" * 64)[0].id)
+    row = ended(site.queue, job_id)
+    assert (row.status, row.reason_code) == (Status.FAILED, "data_changed")
+
+
+def test_features_that_are_not_finite_end_the_job_with_file_and_row(site: Site) -> None:
+    folder = site.root / "data" / "holes"
+    write_dataset(folder, rows=400, bad_row=123)
+    job_id = submit(site.queue, data={"path": "holes", "window": 4})
+    row = ended(site.queue, job_id)
+    assert (row.status, row.reason_code) == (Status.FAILED, "data_invalid")
+    assert "part-000.parquet" in row.reason_message
+    assert "123" in row.reason_message
+
+
+def test_a_missing_gpu_is_said(site: Site) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    job_id = submit(site.queue, device="cuda:7")
+    row = ended(site.queue, job_id)
+    assert (row.status, row.reason_code) == (Status.FAILED, "config_invalid")
+
+
+def test_an_empty_database_is_waited_for_then_named(tmp_path: Path) -> None:
+    with started("-m", "worker", root=tmp_path) as process:
+        assert process.popen.wait(60) == 1
+        assert "saimp migrate" in process.output
+
+
+def test_the_rows_that_outlive_a_crash_are_those_of_an_uninterrupted_run(site: Site) -> None:
+    sections: dict[str, Any] = {
+        "training": {"epochs": 8, "threads": 1},
+        "early_stopping": {"patience": None},
+    }
+    job_id = submit(site.queue, **sections)
+    clean = submit(site.queue, **sections)
+    os.kill(runner_pid(site.queue, site.process, job_id), signal.SIGKILL)
+    assert ended(site.queue, job_id).attempt == 2
+    assert ended(site.queue, clean).attempt == 1
+    with site.queue.database.reading() as connection:
+        crashed, whole = since(connection, job_id), since(connection, clean)
+    for column in ("epoch", "batch", "step", "loss", "accuracy", "lr", "grad_norm"):
+        assert crashed.batches[column] == whole.batches[column]
+    for ours, theirs in zip(crashed.epochs, whole.epochs, strict=True):
+        assert ours["val_loss"] == theirs["val_loss"]
+    assert site.queue.get(job_id).best_sha256 == site.queue.get(clean).best_sha256
+
+
+def test_the_server_that_forks_runners_has_one_thread(site: Site) -> None:
+    job_id = submit(site.queue, **ENDLESS)
+    runner = psutil.Process(runner_pid(site.queue, site.process, job_id))
+    server = runner.parent()
+    assert server is not None
+    assert server.parent() == psutil.Process(site.process.popen.pid)
+    assert server.num_threads() == 1

@@ -1,0 +1,104 @@
+"""The log's text, to the letter: contract, section 7."""
+
+from __future__ import annotations
+
+import io
+
+from worker.engine.events import (
+    BatchDone,
+    BestFile,
+    Ended,
+    EpochDone,
+    EpochStarted,
+    Event,
+    OomRecovered,
+    Tested,
+    Warned,
+)
+from worker.report.log import Log
+
+CONFUSION = [[3, 1], [1, 3]]
+
+
+def batch(number: int, **memory: int) -> BatchDone:
+    return BatchDone(1, number, 1, 1.38, 1 / 3, None, None, 0.0, **memory)
+
+
+def epoch(val_loss: float, best: BestFile | None, stale: int, patience: int | None = 3) -> EpochDone:
+    return EpochDone(
+        epoch=1,
+        train_loss=1.4,
+        train_accuracy=0.4,
+        val_loss=val_loss,
+        val_accuracy=0.412,
+        confusion=CONFUSION,
+        train_confusion=CONFUSION,
+        ece=None,
+        lr=1e-4,
+        duration_s=1.0,
+        samples_per_s=1.0,
+        skipped_steps=0,
+        ram_peak=None,
+        vram_peak=None,
+        stale_epochs=stale,
+        patience=patience,
+        best=best,
+    )
+
+
+def best(previous_loss: float | None) -> BestFile:
+    return BestFile("best-e0001-00.pth", "00", 1, previous_loss, {})
+
+
+def written(*events: Event) -> list[str]:
+    stream = io.StringIO()
+    log = Log(stream)
+    for event in events:
+        log.write(event)
+    return stream.getvalue().splitlines()
+
+
+def test_an_epoch_reads_as_the_contract_says() -> None:
+    gib = 2**30
+    memory = {
+        "ram_used": int(12.5 * gib),
+        "ram_total": 32 * gib,
+        "vram_used": int(7.6 * gib),
+        "vram_total": 12 * gib,
+    }
+    assert written(
+        EpochStarted(1, 15, 100), batch(0, **memory), epoch(1.295, best(1.31), 0), epoch(1.4, None, 1)
+    ) == [
+        "[EPOCH] Epoch 1/15",
+        "   Batch    0 | Loss: 1.3800 | Acc: 33.33%",
+        "   [RAM] 12.5 GB / 32.0 GB",
+        "   [VRAM] 7.6 GB / 12.0 GB",
+        "   [VAL] Loss: 1.2950 | Acc: 41.20% | macro-F1: 0.75",
+        "   [SAVE] Val loss improved (1.3100 --> 1.2950)",
+        "   [VAL] Loss: 1.4000 | Acc: 41.20% | macro-F1: 0.75",
+        "   [EARLY STOP] 1 of 3",
+    ]
+
+
+def test_the_first_save_comes_from_infinity() -> None:
+    assert written(epoch(1.295, best(None), 0))[-1] == "   [SAVE] Val loss improved (inf --> 1.2950)"
+
+
+def test_without_a_gpu_there_is_no_vram_line() -> None:
+    assert [line.split("]")[0] for line in written(batch(12340, ram_used=2**30, ram_total=2**31))] == [
+        "   Batch 12340 | Loss: 1.3800 | Acc: 33.33%",
+        "   [RAM",
+    ]
+
+
+def test_the_rarer_lines() -> None:
+    assert written(
+        OomRecovered(1, 7, 2, "out of memory"), Tested(1.2, 0.5, CONFUSION), Warned("no_horizon", "why")
+    ) == [
+        "[OOM] Step 7 again with micro-batches of 2: out of memory",
+        "[TEST] Loss: 1.2000 | Acc: 50.00% | macro-F1: 0.75",
+        "[WARN] no_horizon: why",
+    ]
+    stream = io.StringIO()
+    Log(stream).end("succeeded", Ended("early_stopped", ""))
+    assert stream.getvalue() == "[END] succeeded (early_stopped)\n"

@@ -1,0 +1,77 @@
+"""The run's log, in the words of the contract (section 7). Golden-tested: people and scripts read it."""
+
+from __future__ import annotations
+
+import math
+from typing import TextIO
+
+from app.jobs.scores import scores
+from worker.engine.events import (
+    BatchDone,
+    Ended,
+    EpochDone,
+    EpochStarted,
+    Event,
+    OomRecovered,
+    Tested,
+    Warned,
+)
+
+GB = 2**30
+
+
+class Log:
+    """A sink of events that writes lines to `stream`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, event: Event) -> None:
+        """Write what an event is worth in the log; most are worth nothing."""
+        match event:
+            case EpochStarted():
+                self._say(f"[EPOCH] Epoch {event.epoch}/{event.epochs}")
+            case BatchDone():
+                self._batch(event)
+            case EpochDone():
+                self._epoch(event)
+            case OomRecovered():
+                self._say(
+                    f"[OOM] Step {event.step} again with micro-batches of {event.batch_size}: {event.message}"
+                )
+            case Tested():
+                self._say(f"[TEST] {_scored(event.loss, event.accuracy, event.confusion)}")
+            case Warned():
+                self._say(f"[WARN] {event.code}: {event.message}")
+            case _:
+                pass
+
+    def end(self, status: str, event: Ended) -> None:
+        """Write the last line of an attempt."""
+        self._say(f"[END] {status} ({event.reason})")
+
+    def _batch(self, event: BatchDone) -> None:
+        self._say(f"   Batch {event.batch:4d} | Loss: {event.loss:.4f} | Acc: {event.accuracy:.2%}")
+        self._memory("RAM", event.ram_used, event.ram_total)
+        self._memory("VRAM", event.vram_used, event.vram_total)
+
+    def _epoch(self, event: EpochDone) -> None:
+        self._say(f"   [VAL] {_scored(event.val_loss, event.val_accuracy, event.confusion)}")
+        if event.best is not None:
+            before = math.inf if event.best.previous_loss is None else event.best.previous_loss
+            self._say(f"   [SAVE] Val loss improved ({before:.4f} --> {event.val_loss:.4f})")
+        elif event.patience is not None:
+            self._say(f"   [EARLY STOP] {event.stale_epochs} of {event.patience}")
+        if event.skipped_steps:
+            self._say(f"   [SKIP] {event.skipped_steps} steps skipped in this epoch")
+
+    def _memory(self, name: str, used: int | None, total: int | None) -> None:
+        if used is not None and total is not None:
+            self._say(f"   [{name}] {used / GB:.1f} GB / {total / GB:.1f} GB")
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def _scored(loss: float, accuracy: float, confusion: list[list[int]]) -> str:
+    return f"Loss: {loss:.4f} | Acc: {accuracy:.2%} | macro-F1: {scores(confusion)['macro_f1']:.2f}"
