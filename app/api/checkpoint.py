@@ -1,0 +1,159 @@
+"""Download a job's best checkpoint: verified, by ranges, under the digest of its content."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from io import BufferedReader
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from app.api import openapi
+from app.api.etags import matches, not_modified
+from app.api.parameters import JobId
+from app.api.services import Services, Use
+from app.errors import ServiceError
+from app.jobs.files import BEST_NAME
+from app.jobs.queue import Row
+
+router = APIRouter(tags=["files"])
+
+_BLOCK = 2**18
+_REMEMBERED = 256
+# (path, inode, size, mtime_ns) -> sha256
+_verified: OrderedDict[tuple[str, int, int, int], str] = OrderedDict()
+_verifying = threading.Lock()
+
+
+class NoCheckpointYet(ServiceError):
+    """The job has no checkpoint yet."""
+
+    status, code = 404, "no_checkpoint_yet"
+
+
+class CheckpointCorrupt(ServiceError):
+    """The checkpoint on disk is not the one that was saved."""
+
+    status, code = 409, "checkpoint_corrupt"
+
+
+class BadRange(ServiceError):
+    """The range lies beyond the file, or there are several."""
+
+    status, code = 416, "range_not_satisfiable"
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message, "Ask for one range below the size, such as bytes=0-1023, or for the whole.")
+        self.headers = {"Content-Range": f"bytes */{size}"}
+
+
+@router.head("/jobs/{job_id}/checkpoint", include_in_schema=False)
+@router.get("/jobs/{job_id}/checkpoint", operation_id="download_checkpoint", **openapi.CHECKPOINT)
+def download_checkpoint(job_id: JobId, request: Request, use: Use) -> Response:
+    """Download the best weights so far, a plain state_dict; a range of them with Range."""
+    row, file = _opened(use, job_id)
+    try:
+        _verify(row, file)
+        return _answer(request, row, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _opened(services: Services, job_id: str) -> tuple[Row, BufferedReader]:
+    row = services.queue.get(job_id)
+    while True:
+        if row.best_file is None:
+            raise NoCheckpointYet(hint="It comes with the first validated epoch.")
+        try:
+            return row, (services.paths.job(job_id) / row.best_file).open("rb")
+        except FileNotFoundError as error:
+            # A better one may have replaced it since the row was read.
+            before, row = row.best_file, services.queue.get(job_id)
+            if row.best_file == before:
+                raise CheckpointCorrupt("The checkpoint's file is gone.") from error
+
+
+def _verify(row: Row, file: BufferedReader) -> None:
+    state = os.fstat(file.fileno())
+    key = (f"{row.id}/{row.best_file}", state.st_ino, state.st_size, state.st_mtime_ns)
+    with _verifying:
+        found = _verified.get(key)
+    if found is None:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        with _verifying:
+            _verified[key] = found
+            while len(_verified) > _REMEMBERED:
+                _verified.popitem(last=False)
+    if found != row.best_sha256:
+        raise CheckpointCorrupt(
+            f"Its sha256 is {found[:12]}..., saved was {row.best_sha256[:12]}...",
+            "The disk has changed it. Train again, or restore the file from a backup.",
+        )
+
+
+def _answer(request: Request, row: Row, file: BufferedReader) -> Response:
+    size = os.fstat(file.fileno()).st_size
+    etag = f'"{row.best_sha256}"'
+    if matches(request.headers.get("if-none-match"), etag):
+        file.close()
+        return not_modified(etag)
+    digest = base64.b64encode(bytes.fromhex(row.best_sha256)).decode()
+    headers = {
+        "ETag": etag,
+        "Repr-Digest": f"sha-256=:{digest}:",
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "no-cache",
+        "Content-Disposition": f'attachment; filename="{BEST_NAME}"',
+    }
+    span = _range(request, etag, size)
+    start, end = span or (0, size)
+    headers["Content-Length"] = str(end - start)
+    if span is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if request.method == "HEAD":
+        file.close()
+        return Response(
+            status_code=206 if span else 200, headers=headers, media_type="application/octet-stream"
+        )
+    return StreamingResponse(
+        _blocks(file, start, end), 206 if span else 200, headers, media_type="application/octet-stream"
+    )
+
+
+def _range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
+    """Read the Range header as (first byte, behind the last); null = the whole file."""
+    header = request.headers.get("range")
+    condition = request.headers.get("if-range")
+    if header is None or (condition is not None and condition != etag):
+        return None
+    unit, _, wanted = header.partition("=")
+    if unit.strip().lower() != "bytes":
+        return None
+    if "," in wanted:
+        raise BadRange("One range at a time.", size)
+    match = re.fullmatch(r"\s*(\d{0,18})-(\d{0,18})\s*", wanted, re.ASCII)
+    if match is None or not (match[1] or match[2]):
+        return None  # no range of bytes: RFC 9110 says to ignore it
+    first, last = match.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if first and last and int(last) < int(first):
+        return None
+    if start >= size:
+        raise BadRange(f"The file has {size} bytes.", size)
+    return start, end
+
+
+def _blocks(file: BufferedReader, start: int, end: int) -> Iterator[bytes]:
+    with file:
+        file.seek(start)
+        while start < end and (block := file.read(min(_BLOCK, end - start))):
+            start += len(block)
+            yield block

@@ -1,0 +1,296 @@
+"""Turn a body into a JobRequest, or into every problem it has, each at its place with what is allowed there.
+
+Sentences come from the JSON schema of the request, so that they cannot disagree with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.api.values import child, key_problem
+from app.errors import Problem
+from app.jobs.config import JobRequest
+
+Schema = Mapping[str, Any]
+
+# What a pydantic error type means to a user. Of the errors that members of a union give for one place, the
+# first of these counts: a value of the right type out of its range says more than one of a wrong type.
+_CODES: dict[str, tuple[str, ...]] = {
+    "unknown_field": ("extra_forbidden",),
+    "missing": ("missing",),
+    "out_of_range": (
+        "greater_than",
+        "greater_than_equal",
+        "less_than",
+        "less_than_equal",
+        "finite_number",
+        "too_long",
+        "too_short",
+        "string_too_long",
+        "string_too_short",
+    ),
+    "invalid_value": ("value_error", "assertion_error", "string_pattern_mismatch"),
+    "invalid_time": ("timezone_aware", "datetime_from_date_parsing", "datetime_parsing"),
+    "not_allowed": ("literal_error", "union_tag_invalid", "union_tag_not_found"),
+}
+_ORDER = (*_CODES, "wrong_type")
+
+
+def read_job(value: Any, found: list[Problem]) -> tuple[JobRequest | None, list[Problem]]:
+    """Validate a body as (the request, or null, every problem); `found` are problems it is known to have."""
+    request, problems = _validate(value)
+    known = {problem.pointer for problem in found}
+    problems = found + [problem for problem in problems if problem.pointer not in known]
+    return (None if problems else request), problems
+
+
+def remainder(value: Any, problems: list[Problem]) -> JobRequest | None:
+    """Read what is left of a body without the sections that have problems; null when its data are among them.
+
+    With it the data of a refused job are checked too, so that all problems come at once.
+    """
+    if not isinstance(value, dict):
+        return None
+    faulty = {problem.pointer.split("/")[1] if problem.pointer else "data" for problem in problems}
+    if "data" in faulty:
+        return None
+    request, _ = _validate({key: item for key, item in value.items() if key not in faulty})
+    return request
+
+
+def _validate(value: Any) -> tuple[JobRequest | None, list[Problem]]:
+    try:
+        return JobRequest.model_validate_json(json.dumps(value)), []
+    except ValidationError as error:
+        places: dict[str, list[tuple[dict[str, Any], list[str | int]]]] = {}
+        for one in error.errors(include_url=False):
+            path = _path(value, one["loc"], one["type"])
+            pointer = _pointer(path)
+            # Two unknown keys too long to point at are two problems at one place.
+            place = f"{pointer} {path[-1]}" if one["type"] == "extra_forbidden" else pointer
+            places.setdefault(place, []).append((dict(one), path))
+        problems = [_merge(value, errors) for errors in places.values()]
+        return None, [problem for problem in problems if not _is_echo(problem, problems)]
+
+
+def _is_echo(problem: Problem, problems: list[Problem]) -> bool:
+    """Whether other members of a union only repeat, for the whole, what is wrong inside it."""
+    return problem.code in ("not_allowed", "wrong_type") and any(
+        other.pointer.startswith(f"{problem.pointer}/") for other in problems
+    )
+
+
+def _path(value: Any, loc: tuple[str | int, ...], kind: str) -> list[str | int]:
+    """Walk the input along a pydantic location; what is no key or place in it names a member of a union."""
+    path: list[str | int] = []
+    for number, token in enumerate(loc, 1):
+        is_last = number == len(loc)
+        if isinstance(value, dict) and (token in value or (is_last and kind == "missing")):
+            value = value.get(token)
+            path.append(token)
+        elif isinstance(value, list) and isinstance(token, int) and token < len(value):
+            value = value[token]
+            path.append(token)
+    return path
+
+
+def _pointer(path: list[str | int]) -> str:
+    pointer = ""
+    for token in path:
+        pointer = child(pointer, token)
+    return pointer
+
+
+def _merge(value: Any, errors: list[tuple[dict[str, Any], list[str | int]]]) -> Problem:
+    error, path = min(errors, key=lambda pair: _ORDER.index(_code(pair[0]["type"])))
+    code = _code(error["type"])
+    if code == "missing" and isinstance(error["loc"][-1], int):
+        code = "wrong_type"  # a list too short
+    *above, last = path or [""]
+    pointer = _pointer(path)
+    if code == "unknown_field":
+        known = sorted({name for node in _nodes(value, above) for name in node.get("properties", ())})
+        return key_problem(
+            _pointer(above), str(last), code, "is no field here", _did_you_mean(str(last), known)
+        )
+    if code == "missing":
+        return Problem(pointer, code, "is required", _hint(value, path))
+    if code == "invalid_value" and error["type"] != "string_pattern_mismatch":
+        return Problem(pointer, code, str(error["msg"]).partition(", ")[2], _hint(value, path, is_short=True))
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        names = [name for node in _nodes(value, path, is_narrowed=False) for name in _tags(node)]
+        said = (
+            "must say which by its name" if error["type"] == "union_tag_not_found" else "must be a known name"
+        )
+        return Problem(child(pointer, "name"), code, f"{said}: {_either(names)}")
+    if error["type"] == "timezone_aware":
+        return Problem(pointer, code, "must say its time zone", "For example 2025-11-01T00:00:00Z.")
+    if error["loc"] and error["loc"][-1] == "[key]":
+        allowed = _either([_text(node.get("propertyNames", {})) for node in _nodes(value, above)])
+        return key_problem(_pointer(above), str(last), code, f"as a key must be {allowed}")
+    allowed = _either([text for node in _nodes(value, path) for text in _described(node)])
+    return Problem(pointer, code, f"must be {allowed}", _hint(value, path, is_short=True))
+
+
+def _code(kind: str) -> str:
+    return next((code for code, kinds in _CODES.items() if kind in kinds), "wrong_type")
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name[:64].lower(), known, n=1)
+    if not close:
+        bare = {other.replace("_", ""): other for other in known}
+        close = [bare[match] for match in difflib.get_close_matches(_bare(name), list(bare), n=1)]
+    return f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
+
+
+def _bare(name: str) -> str:
+    return name[:64].lower().replace("_", "").replace("-", "")
+
+
+def _hint(value: Any, path: list[str | int], *, is_short: bool = False) -> str | None:
+    for node in _nodes(value, path, is_flat=False):
+        default = node.get("default")
+        if isinstance(default, str | int | float) and not isinstance(default, bool):
+            return f"The default is {json.dumps(default)}."
+        if node.get("description") and not is_short:
+            return str(node["description"])
+    return None
+
+
+# ---- the schema at a place of the input ----
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return JobRequest.model_json_schema()
+
+
+def _nodes(
+    value: Any, path: list[str | int], *, is_flat: bool = True, is_narrowed: bool = True
+) -> list[Schema]:
+    """List the schemas that may apply at a path of the input; a union counts as its members."""
+    nodes: list[Schema] = [_schema()]
+    for token in path:
+        nodes = [inner for node in nodes for flat in _flat(node, value) for inner in _inner(flat, token)]
+        value = _item(value, token)
+    if is_flat:
+        nodes = [flat for node in nodes for flat in _flat(node, value if is_narrowed else None)]
+    return nodes
+
+
+def _item(value: Any, token: str | int) -> Any:
+    if isinstance(value, dict):
+        return value.get(token)
+    return value[token] if isinstance(value, list) and isinstance(token, int) else None
+
+
+def _flat(node: Schema, value: Any) -> Iterator[Schema]:
+    if "$ref" in node:
+        yield from _flat(_schema()["$defs"][str(node["$ref"]).rpartition("/")[2]], value)
+        return
+    members = node.get("anyOf") or node.get("oneOf")
+    if members is None:
+        yield node
+        return
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    tag = value.get(node["discriminator"]["propertyName"]) if mapping and isinstance(value, dict) else None
+    if isinstance(tag, str) and tag in mapping:
+        members = [{"$ref": mapping[tag]}]
+    for member in members:
+        yield from _flat(member, value)
+
+
+def _inner(node: Schema, token: str | int) -> Iterator[Schema]:
+    if isinstance(token, int):
+        listed = node.get("prefixItems", [])
+        if token < len(listed):
+            yield listed[token]
+        elif "items" in node:
+            yield node["items"]
+    elif token in node.get("properties", {}):
+        yield node["properties"][token]
+    elif isinstance(node.get("additionalProperties"), dict):
+        yield node["additionalProperties"]
+
+
+def _tags(node: Schema) -> list[str]:
+    tag = node.get("properties", {}).get("name", {}).get("const")
+    return [f'"{tag}"'] if tag else []
+
+
+def _described(node: Schema) -> list[str]:
+    """Say what a schema allows, as the end of "must be ..."."""
+    if "const" in node:
+        return [json.dumps(node["const"])]
+    if "enum" in node:
+        return [json.dumps(one) for one in node["enum"]]
+    match node.get("type"):
+        case "null":
+            return ["null"]
+        case "boolean":
+            return ["true or false"]
+        case "integer":
+            return ["an integer" + _range(node)]
+        case "number":
+            return ["a number" + _range(node)]
+        case "string":
+            return [_text(node)]
+        case "array":
+            return ["a list" + _sizes(node, "items")]
+        case _:
+            return ["an object" + _sizes(node, "pairs")]
+
+
+def _range(node: Schema) -> str:
+    low, high = node.get("minimum"), node.get("maximum")
+    if low is not None and high is not None:
+        return f" from {_number(low)} to {_number(high)}"
+    parts = []
+    for key, words in (
+        ("minimum", "at least"),
+        ("exclusiveMinimum", "above"),
+        ("maximum", "at most"),
+        ("exclusiveMaximum", "below"),
+    ):
+        if key in node:
+            parts.append(f"{words} {_number(node[key])}")
+    return " " + ", ".join(parts) if parts else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _text(node: Schema) -> str:
+    if node.get("format") == "date-time":
+        return "a time such as 2025-11-01T00:00:00Z"
+    pattern = str(node.get("pattern", ""))
+    if re.fullmatch(r"\^\([^()]+\)\$", pattern):
+        return _either([f'"{one}"' for one in pattern[2:-2].replace(r"\d{1,3}", "0").split("|")])
+    if pattern:
+        return "a job's id (26 letters and digits)" if "{26}" in pattern else f"a text like {pattern}"
+    return "a text" + _sizes(node, "characters", "Length")
+
+
+def _sizes(node: Schema, unit: str, suffix: str = "") -> str:
+    kind = suffix or ("Items" if unit == "items" else "Properties")
+    low, high = node.get(f"min{kind}"), node.get(f"max{kind}")
+    if low is not None and low == high:
+        return f" of {low} {unit}"
+    if low is not None and high is not None:
+        return f" of {low} to {high} {unit}"
+    if high is not None:
+        return f" of at most {high} {unit}"
+    return f" of at least {low} {unit}" if low is not None else ""
+
+
+def _either(texts: list[str]) -> str:
+    return " or ".join(dict.fromkeys(texts))

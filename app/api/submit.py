@@ -1,0 +1,94 @@
+"""Check a job before it is queued: config, dependencies and data, all problems at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from app.api.explain import read_job, remainder
+from app.api.services import Services
+from app.errors import InvalidRequest, Problem
+from app.jobs.config import JobRequest
+from app.jobs.queue import Row
+
+if TYPE_CHECKING:
+    from app.datasets.preflight import Preflight
+
+
+def admit(services: Services, value: Any, found: list[Problem], key: str | None) -> tuple[Row, bool]:
+    """Queue the job a body describes, as (its row, whether it is new).
+
+    A repeated key returns the first job. Raises InvalidRequest with every problem.
+    """
+    request, problems = read_job(value, found)
+    if request is not None and key is not None:
+        first = services.queue.submitted(request, key)
+        if first is not None:
+            return first, False
+    request, data = _checked(services, value, request, problems)
+    return services.queue.submit(
+        request,
+        data_fingerprint=data.dataset.fingerprint if data.dataset else None,
+        plan=_plan(request, data),
+        warnings=_warnings(services, request, data),
+        idempotency_key=key,
+    )
+
+
+def plan(services: Services, value: Any, found: list[Problem]) -> dict[str, Any]:
+    """Say what the job a body describes would do. Raises InvalidRequest with every problem."""
+    request, problems = read_job(value, found)
+    request, data = _checked(services, value, request, problems)
+    return {
+        "config": request.model_dump(mode="json"),
+        "warnings": _warnings(services, request, data),
+        **_plan(request, data),
+    }
+
+
+def _checked(
+    services: Services, value: Any, request: JobRequest | None, problems: list[Problem]
+) -> tuple[JobRequest, Preflight]:
+    """Check dependencies and data; of a refused body as much of it as is sound."""
+    known = request or remainder(value, problems)
+    data = None
+    if known is not None:
+        data = _preflight(services, known)
+        problems = [*problems, *services.queue.dead_dependencies(known.depends_on), *data.errors]
+    if problems or request is None or data is None:
+        raise InvalidRequest(problems=problems)
+    return request, data
+
+
+def _preflight(services: Services, request: JobRequest) -> Preflight:
+    # pyarrow takes 40 MB: an API at rest does without.
+    from app.datasets.preflight import preflight  # noqa: PLC0415
+
+    return preflight(services.settings.data_root, request, limit_s=services.settings.preflight_s)
+
+
+def _plan(request: JobRequest, data: Preflight) -> dict[str, Any]:
+    from app.datasets.preflight import plan_view  # noqa: PLC0415
+
+    view = {"splits": None, "dropped": None} if data.plan is None else plan_view(data.plan)
+    effective_batch = request.training.samples_per_step
+    return {
+        "classes": list(data.plan.classes) if data.plan else None,
+        "model": {"parameters": None, "flops_per_sample": None},
+        **view,
+        "training": {
+            "effective_batch": effective_batch,
+            "steps_per_epoch": -(-data.plan.train.windows // effective_batch) if data.plan else None,
+            "seconds_per_epoch": None,
+            "memory_bytes": None,
+        },
+    }
+
+
+def _warnings(services: Services, request: JobRequest, data: Preflight) -> list[dict[str, str]]:
+    found = [{"code": code, "message": message} for code, message in data.warnings]
+    if request.device.startswith("cuda"):
+        machines = [worker.machine for worker in services.queue.workers()]
+        if machines and not any(machine.get("gpu") for machine in machines):
+            message = f"device is {request.device!r}, and no worker has a GPU just now: the job would fail."
+            found.append({"code": "gpu_missing", "message": message})
+    return found

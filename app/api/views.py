@@ -1,0 +1,196 @@
+"""Render jobs, events, workers: rows in, the contract's objects out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.jobs.config import TrainingConfig
+from app.jobs.queue import Queue
+from app.jobs.scores import scores
+from app.jobs.states import Status
+
+Row = sa.Row[Any]
+WORKER_LATE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the waiting jobs stand, as of one moment."""
+
+    now: datetime
+    places: Mapping[str, int]  # from 1
+    unmet: Mapping[str, Sequence[str]]  # dependencies that have not succeeded
+    next_start: datetime | None  # when the first in line may start, as far as can be told
+
+
+def standing(queue: Queue, rows: Sequence[Row]) -> Standing:
+    """Look up what the rows that are queued wait for."""
+    now = queue.now()
+    if all(row.status != Status.QUEUED for row in rows):
+        return Standing(now, {}, {}, None)
+    places = {row.id: place for place, row in enumerate(queue.line(), 1)}
+    return Standing(now, places, queue.waiting(), _next_start(queue, now))
+
+
+def _next_start(queue: Queue, now: datetime) -> datetime | None:
+    running, _ = queue.page(statuses=[Status.RUNNING])
+    if not running:
+        return now if any(is_alive(row, now) for row in queue.workers()) else None
+    etas = [eta_s for row in running if (eta_s := progress(row)["eta_s"]) is not None]
+    return now + timedelta(seconds=min(etas)) if etas else None
+
+
+def job(row: Row, where: Standing) -> dict[str, Any]:
+    """Render a job as the contract's Job."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "tags": row.tags,
+        "metadata": row.metadata,
+        "status": row.status,
+        "phase": row.phase,
+        "reason": reason(row, where),
+        "priority": row.priority,
+        "attempt": row.attempt,
+        "crashes": row.crashes,
+        "queue": place(row, where),
+        "progress": progress(row),
+        "best": best(row),
+        "test": test(row),
+        "config": row.config,
+        "resolved": row.resolved,
+        "config_hash": row.config_hash,
+        "data_fingerprint": row.data_fingerprint,
+        "warnings": row.warnings,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "parent_id": row.parent_id,
+        "links": links(row.id),
+    }
+
+
+def reason(row: Row, where: Standing) -> dict[str, str | None]:
+    """Say why a job is where it is."""
+    code, message, hint = row.reason_code, row.reason_message, row.reason_hint
+    if row.status == Status.QUEUED:
+        code, message, hint = _queued_reason(row, where)
+    elif row.status == Status.RUNNING:
+        asked = row.cancel_requested_at is not None
+        code, message, hint = (
+            "none",
+            "Asked to cancel; the worker obeys within seconds." if asked else None,
+            None,
+        )
+    return {"code": code, "message": message, "hint": hint}
+
+
+def _queued_reason(row: Row, where: Standing) -> tuple[str, str | None, str | None]:
+    if unmet := where.unmet.get(row.id):
+        listed = ", ".join(unmet[:3]) + (f" and {len(unmet) - 3} more" if len(unmet) > 3 else "")
+        return "waiting_for_dependency", f"Waits until {listed} has succeeded.", None
+    is_early = row.run_after is not None and row.run_after > where.now
+    if is_early and row.reason_code != "backoff":
+        return "not_before", "Waits for its not_before time.", None
+    if row.reason_code == "preempted" or is_early:
+        return row.reason_code, row.reason_message, row.reason_hint
+    return "none", None, None
+
+
+def place(row: Row, where: Standing) -> dict[str, Any]:
+    """Say where a job stands in the queue, and when it may start; null when it does not wait."""
+    position = where.places.get(row.id) if row.status == Status.QUEUED else None
+    start = where.next_start if position == 1 and not where.unmet.get(row.id) else None
+    if start is not None and row.run_after is not None:
+        start = max(start, row.run_after)
+    return {"position": position, "eta_start": start}
+
+
+def progress(row: Row) -> dict[str, Any]:
+    """Say how far a job is. Validation and saving are not counted in eta_s."""
+    done = 0.0
+    if row.epoch and row.epochs:
+        part = min(1.0, (row.batch or 0) / row.batches) if row.batches else 0.0
+        done = min(1.0, (row.epoch - 1 + part) / row.epochs)
+    eta_s = None
+    if row.status == Status.RUNNING and row.samples_per_s and row.epochs and row.batches:
+        nominal = TrainingConfig.model_construct(**row.config["training"]).nominal_batch
+        eta_s = round((1 - done) * row.epochs * row.batches * nominal / row.samples_per_s, 1)
+    return {
+        "epoch": row.epoch,
+        "epochs": row.epochs,
+        "batch": row.batch,
+        "batches": row.batches,
+        "percent": 100.0 if row.status == Status.SUCCEEDED else round(100 * done, 2),
+        "samples_per_s": row.samples_per_s,
+        "eta_s": eta_s,
+    }
+
+
+def best(row: Row) -> dict[str, Any] | None:
+    """Name the best epoch so far."""
+    if row.best_epoch is None:
+        return None
+    return {"epoch": row.best_epoch, "val_loss": row.best_val_loss, "val_accuracy": row.best_val_accuracy}
+
+
+def test(row: Row) -> dict[str, Any] | None:
+    """Give the scores on the test split, once it was evaluated."""
+    if row.test is None:
+        return None
+    confusion = row.test["confusion"]
+    return {
+        "loss": row.test["loss"],
+        "accuracy": row.test["accuracy"],
+        "macro_f1": scores(confusion, None)["macro_f1"],
+        "confusion": confusion,
+    }
+
+
+def links(job_id: str) -> dict[str, str]:
+    """List the addresses that belong to a job."""
+    home = f"/jobs/{job_id}"
+    below = ("metrics", "events", "logs", "plot", "checkpoint")
+    return {"self": home, **{name: f"{home}/{name}" for name in below}}
+
+
+def event(row: Row) -> dict[str, Any]:
+    """Render a line of a job's history."""
+    return {"seq": row.seq, "time": row.time, "kind": row.kind, "attempt": row.attempt, "data": row.data}
+
+
+def worker(row: Row, jobs: Mapping[str, str], now: datetime) -> dict[str, Any]:
+    """Render a worker; `jobs` names the job each slot runs."""
+    return {
+        "slot": row.slot,
+        "host": row.owner.get("host"),
+        "pid": row.owner.get("pid"),
+        "is_alive": is_alive(row, now),
+        "job_id": jobs.get(row.slot),
+        "machine": row.machine,
+        "started_at": row.started_at,
+        "heartbeat_at": row.heartbeat_at,
+    }
+
+
+def is_alive(row: Row, now: datetime) -> bool:
+    """Whether a worker's heartbeat is recent."""
+    return bool((now - row.heartbeat_at).total_seconds() < WORKER_LATE_S)
+
+
+def waiting(row: Row, where: Standing) -> dict[str, Any]:
+    """Render a place in the queue."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "status": row.status,
+        "priority": row.priority,
+        **place(row, where),
+        "reason": reason(row, where),
+        "created_at": row.created_at,
+    }

@@ -1,0 +1,156 @@
+"""The HTTP process: `create_app` makes the application, `serve` runs it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import migrate
+from app.api import checkpoint, datasets, docs, jobs, logs, metrics, openapi, plot, problems, system
+from app.api.services import Services
+from app.db import connect
+from app.errors import StorageUnavailable
+from app.jobs.files import Paths
+from app.jobs.queue import Queue
+from app.settings import Settings, load
+
+SCHEMA_WAIT_S = 30.0
+SHUTDOWN_S = 5
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the application; null reads the settings from the environment."""
+    settings = settings or load()
+    database = connect(settings.database)
+    services = Services(
+        settings,
+        database,
+        Queue(database),
+        Paths(settings.data_root.absolute(), settings.logs_root.absolute()),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(migrate.wait_for_head, database, timeout_s=SCHEMA_WAIT_S)
+        yield
+        services.stopping.set()
+        database.dispose()
+
+    app = FastAPI(
+        title="SAIMP Train",
+        summary="Train sequence models on one box, over HTTP.",
+        version=system.version_text(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=openapi.ERRORS,
+    )
+    app.state.services = services
+    for part in (jobs, metrics, logs, plot, checkpoint, datasets, system):
+        app.include_router(part.router)
+    docs.install(app)
+    openapi.install(app)
+    problems.install(app)
+    app.add_middleware(BrowserGuard)
+    return app
+
+
+class BrowserGuard:
+    """Let no other site's page change anything, and tell browsers not to guess types nor to frame us."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["X-Frame-Options"] = "DENY"
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        app = self._app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            headers = Headers(scope=scope)
+            if _is_foreign(headers):
+                app = _FOREIGN
+        await app(scope, receive, send_with_headers)
+
+
+_FOREIGN = problems.problem(
+    403,
+    "cross_site",
+    "A page of another site may not change anything here.",
+    hint="Send the request from a program, or from a page of this service.",
+)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a browser says that a page of another site sends this; programs send neither header."""
+    origin = headers.get("origin")
+    of_another_site = origin is not None and origin.partition("://")[2] != headers.get("host")
+    return of_another_site or headers.get("sec-fetch-site") in ("cross-site", "same-site")
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM; port 0 takes any free one.
+
+    Raises SystemExit with a sentence when the address is taken or the schema never comes.
+    """
+    app = create_app(settings)
+    _wait_for_schema(app.state.services)
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False
+    )
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    _Server(config, app.state.services.stopping).run(sockets=[listener])
+
+
+def _wait_for_schema(services: Services) -> None:
+    try:
+        migrate.wait_for_head(services.database, timeout_s=SCHEMA_WAIT_S)
+    except (migrate.WrongSchema, StorageUnavailable) as error:
+        raise SystemExit(f"saimp api: {error}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SystemExit(
+            f"saimp api: cannot listen on {host}:{port}: {error.strerror}. "
+            "Choose another with --port; 0 takes any free one."
+        ) from error
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that ends with exit code 0 on a signal, and lets long polls answer first."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not recorded as captured: uvicorn would raise it again at the end.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self._stopping.set()

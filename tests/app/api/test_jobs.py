@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+
+from app.api import schemas
+from app.jobs.queue import Facts, Reason
+from tests.app.api.service import Service
+from tests.factories import OWNER, SLOT
+
+DEMO = {"data": {"path": "demo"}}
+UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+def test_a_job_with_only_a_path_is_queued(api: Service) -> None:
+    answer = api.client.post("/jobs", json=DEMO)
+    job = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == job["links"]["self"] == f"/jobs/{job['id']}"
+    assert (job["status"], job["reason"]["code"], job["queue"]["position"]) == ("queued", "none", 1)
+    assert job["config"]["training"]["epochs"] == 15
+    assert len(job["data_fingerprint"]) == 64
+    assert job["created_at"].endswith("Z")
+    assert api.client.get(answer.headers["location"]).json() == job
+
+
+def test_a_repeated_key_returns_the_first_job(api: Service) -> None:
+    headers = {"Idempotency-Key": "one"}
+    first = api.client.post("/jobs", json=DEMO, headers=headers)
+    again = api.client.post("/jobs", json=DEMO, headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.headers["idempotent-replay"] == "true"
+    assert "idempotent-replay" not in first.headers
+    assert first.json()["id"] == again.json()["id"]
+
+
+def test_a_key_with_another_body_is_refused(api: Service) -> None:
+    headers = {"Idempotency-Key": "one"}
+    api.client.post("/jobs", json=DEMO, headers=headers)
+    answer = api.client.post("/jobs", json={**DEMO, "name": "other"}, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (409, "key_reuse")
+
+
+def test_a_key_works_after_its_data_are_gone(api: Service) -> None:
+    headers = {"Idempotency-Key": "one"}
+    first = api.client.post("/jobs", json=DEMO, headers=headers).json()
+    for file in (api.services.settings.data_root / "demo").iterdir():
+        file.unlink()
+    assert api.client.post("/jobs", json=DEMO, headers=headers).json()["id"] == first["id"]
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256])
+def test_a_key_of_a_wrong_length_is_refused(api: Service, key: str) -> None:
+    answer = api.client.post("/jobs", json=DEMO, headers={"Idempotency-Key": key})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"].lower() == "/header/idempotency-key"
+
+
+def test_a_dry_run_plans_and_queues_nothing(api: Service) -> None:
+    answer = api.client.post("/jobs?dry_run=true", json=DEMO)
+    plan = schemas.Plan.model_validate_json(answer.content)
+    assert answer.status_code == 200
+    assert plan.splits is not None
+    train = plan.splits["train"]
+    assert train is not None
+    assert plan.training.effective_batch == 15
+    assert plan.training.steps_per_epoch == -(-train.windows // 15)
+    assert plan.classes == ["Neutro", "Stop", "Long", "SuperLong"]
+    assert api.queue.page() == ([], False)
+
+
+def test_a_dry_run_needs_no_idempotency(api: Service) -> None:
+    headers = {"Idempotency-Key": "one"}
+    api.client.post("/jobs?dry_run=true", json=DEMO, headers=headers)
+    assert api.client.post("/jobs", json=DEMO, headers=headers).status_code == 201
+
+
+def test_a_misspelt_dry_run_queues_nothing(api: Service) -> None:
+    assert api.client.post("/jobs?dryrun=true", json=DEMO).status_code == 422
+    assert api.queue.page() == ([], False)
+
+
+def test_null_switches_early_stopping_off(api: Service) -> None:
+    job = api.client.post("/jobs", json={**DEMO, "early_stopping": None}).json()
+    assert job["config"]["early_stopping"]["patience"] is None
+
+
+@pytest.mark.parametrize("job_id", [UNKNOWN, UNKNOWN.lower(), "x", "a" * 5000, "%00", "..%2f..%2fetc"])
+@pytest.mark.parametrize("below", ["", "/metrics", "/events", "/logs", "/plot", "/checkpoint"])
+def test_every_id_that_is_no_job_gets_the_same_answer(api: Service, job_id: str, below: str) -> None:
+    answer = api.client.get(f"/jobs/{job_id}{below}")
+    if "%2f" not in job_id:
+        assert answer.json() == api.client.get(f"/jobs/{UNKNOWN}").json()
+    assert answer.status_code == 404
+
+
+def test_pages_walk_through_all_jobs(api: Service) -> None:
+    ids = [api.job(name=f"job {number}") for number in range(5)]
+    seen: list[str] = []
+    after: str | None = None
+    while True:
+        page = api.client.get("/jobs", params={"limit": 2} | ({"after": after} if after else {})).json()
+        seen += [job["id"] for job in page["data"]]
+        after = page["next_after"]
+        assert page["has_more"] == (after is not None)
+        if after is None:
+            break
+    assert seen == ids[::-1]
+    assert [job["id"] for job in api.client.get("/jobs?order=oldest").json()["data"]] == ids
+
+
+def test_jobs_are_found_by_status_tag_and_name(api: Service) -> None:
+    claim = api.claimed(name="First", tags=["a"])
+    second = api.job(name="second", tags=["a", "b"])
+
+    def ids(query: str) -> list[str]:
+        return [job["id"] for job in api.client.get(f"/jobs?{query}").json()["data"]]
+
+    assert ids("status=running") == [claim.job_id]
+    assert ids("status=running,queued") == ids("status=running&status=queued") == [second, claim.job_id]
+    assert ids("tag=b") == [second]
+    assert ids("q=FIRST") == [claim.job_id]
+    assert ids(f"q={second}") == [second]
+    assert ids("q=%25") == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=-1",
+        "limit=0",
+        "limit=1000000000",
+        "limit=x",
+        "after=abc",
+        "order=up",
+        "status=done",
+        "lmit=1",
+        "q=",
+    ],
+)
+def test_bad_parameters_are_named(api: Service, query: str) -> None:
+    answer = api.client.get(f"/jobs?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == f"/query/{query.partition('=')[0]}"
+
+
+def test_a_queued_job_says_what_it_waits_for(api: Service) -> None:
+    first = api.job()
+    second = api.job(depends_on=[first], priority=5)
+    third = api.job(not_before="2100-01-01T00:00:00Z")
+    jobs = {job["id"]: job for job in api.client.get("/jobs").json()["data"]}
+    assert jobs[first]["reason"]["code"] == "none"
+    assert jobs[second]["reason"]["code"] == "waiting_for_dependency"
+    assert first in jobs[second]["reason"]["message"]
+    assert jobs[third]["reason"]["code"] == "not_before"
+    assert [jobs[job_id]["queue"]["position"] for job_id in (second, first, third)] == [1, 2, 3]
+
+
+def test_a_job_that_was_put_back_says_why(api: Service) -> None:
+    claim = api.claimed()
+    api.queue.release(claim.job_id, claim.attempt, Reason("preempted", "The worker stops."))
+    assert api.client.get(f"/jobs/{claim.job_id}").json()["reason"]["code"] == "preempted"
+    for _ in range(2):
+        again = api.queue.claim(OWNER, SLOT)
+        assert again is not None
+        api.queue.crash(claim.job_id, again.attempt, Reason("internal", "It died."))
+    reason = api.client.get(f"/jobs/{claim.job_id}").json()["reason"]
+    assert (reason["code"], reason["message"]) == ("backoff", "It died.")
+
+
+def test_a_running_job_shows_progress_and_best(api: Service) -> None:
+    claim = api.claimed()
+    progress = {
+        "epoch": 2,
+        "epochs": 4,
+        "batch": 5,
+        "batches": 10,
+        "samples_per_s": 30.0,
+        "phase": "training",
+    }
+    api.queue.record(claim.job_id, claim.attempt, Facts(progress=progress))
+    api.save(claim, b"weights")
+    job = api.client.get(f"/jobs/{claim.job_id}").json()
+    assert job["progress"] == {
+        "epoch": 2,
+        "epochs": 4,
+        "batch": 5,
+        "batches": 10,
+        "percent": 37.5,
+        "samples_per_s": 30.0,
+        "eta_s": 2.5,
+    }
+    assert job["best"] == {"epoch": 1, "val_loss": 1.0, "val_accuracy": 0.5}
+    assert (job["phase"], job["attempt"], job["queue"]["position"]) == ("training", 1, None)
+
+
+def test_every_answer_is_as_the_reference_says(api: Service) -> None:
+    api.job(name="waits")
+    claim = api.claimed(priority=1)
+    test = {"loss": 1.0, "accuracy": 0.5, "confusion": [[1, 0], [1, 0]]}
+    api.queue.record(claim.job_id, claim.attempt, Facts(progress={"test": test}))
+    api.save(claim, b"weights")
+    api.queue.greet(OWNER, SLOT, {"ram_total": 1})
+    schemas.JobPage.model_validate_json(api.client.get("/jobs").content)
+    schemas.Job.model_validate_json(api.client.get(f"/jobs/{claim.job_id}").content)
+    schemas.EventPage.model_validate_json(api.client.get(f"/jobs/{claim.job_id}/events").content)
+    schemas.Line.model_validate_json(api.client.get("/queue").content)
+    schemas.WorkerPage.model_validate_json(api.client.get("/workers").content)
+    schemas.Service.model_validate_json(api.client.get("/").content)
+    schemas.Version.model_validate_json(api.client.get("/version").content)
+
+
+def test_an_etag_spares_the_second_answer(api: Service) -> None:
+    job_id = api.job()
+    etag = api.client.get(f"/jobs/{job_id}").headers["etag"]
+    same = api.client.get(f"/jobs/{job_id}", headers={"If-None-Match": f'"x", W/{etag}'})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    api.queue.cancel(job_id)
+    assert api.client.get(f"/jobs/{job_id}", headers={"If-None-Match": etag}).status_code == 200
+
+
+def test_a_long_poll_answers_when_the_status_changes(api: Service) -> None:
+    job_id = api.job()
+    timer = threading.Timer(0.4, api.queue.cancel, [job_id])
+    timer.start()
+    began = time.monotonic()
+    job = api.client.get(f"/jobs/{job_id}?wait=20").json()
+    timer.join()
+    assert job["status"] == "cancelled"
+    assert 0.3 < time.monotonic() - began < 5
+
+
+def test_a_long_poll_does_not_miss_a_change_before_it(api: Service) -> None:
+    job_id = api.job()
+    etag = api.client.get(f"/jobs/{job_id}").headers["etag"]
+    api.queue.claim(OWNER, SLOT)
+    began = time.monotonic()
+    answer = api.client.get(f"/jobs/{job_id}?wait=20", headers={"If-None-Match": etag})
+    assert answer.json()["status"] == "running"
+    assert time.monotonic() - began < 5
+
+
+def test_a_long_poll_ends_with_its_time(api: Service) -> None:
+    job_id = api.job()
+    etag = api.client.get(f"/jobs/{job_id}").headers["etag"]
+    assert api.client.get(f"/jobs/{job_id}?wait=0.3", headers={"If-None-Match": etag}).status_code == 304
+
+
+def test_a_long_poll_on_an_ended_job_answers_at_once(api: Service) -> None:
+    job_id = api.job()
+    api.queue.cancel(job_id)
+    began = time.monotonic()
+    api.client.get(f"/jobs/{job_id}?wait=20")
+    assert time.monotonic() - began < 5
+
+
+def test_cancelling_a_waiting_job_is_done_at_once(api: Service) -> None:
+    job_id = api.job()
+    first = api.client.post(f"/jobs/{job_id}/cancel")
+    again = api.client.post(f"/jobs/{job_id}/cancel")
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json()["status"] == "cancelled"
+    assert first.json() == again.json()
+
+
+def test_cancelling_a_running_job_is_left_to_the_worker(api: Service) -> None:
+    claim = api.claimed()
+    assert [api.client.post(f"/jobs/{claim.job_id}/cancel").status_code for _ in range(2)] == [202, 202]
+    job = api.client.get(f"/jobs/{claim.job_id}").json()
+    assert (job["status"], job["reason"]["code"]) == ("running", "none")
+    api.queue.finish(claim.job_id, claim.attempt, Reason("user"))
+    assert api.client.post(f"/jobs/{claim.job_id}/cancel").status_code == 200
+
+
+def test_cancelling_an_ended_job_is_illegal(api: Service) -> None:
+    claim = api.claimed()
+    api.queue.finish(claim.job_id, claim.attempt, Reason("completed"))
+    answer = api.client.post(f"/jobs/{claim.job_id}/cancel")
+    assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+
+
+def test_events_go_on_behind_a_number(api: Service) -> None:
+    claim = api.claimed()
+    home = f"/jobs/{claim.job_id}/events"
+    page = api.client.get(f"{home}?limit=1").json()
+    assert ([event["kind"] for event in page["data"]], page["has_more"]) == (["submitted"], True)
+    rest = api.client.get(f"{home}?after={page['next_after']}").json()
+    assert ([event["kind"] for event in rest["data"]], rest["has_more"]) == (["claimed"], False)
+    assert api.client.get(f"{home}?after={rest['next_after']}").json()["data"] == []
+    assert api.client.get(f"{home}?after={2**63}").status_code == 422
+
+
+def test_workers_and_the_queue_are_shown(api: Service) -> None:
+    claim = api.claimed()
+    waiting = api.job(name="next")
+    api.queue.greet(OWNER, SLOT, {"ram_total": 1})
+    (worker,) = api.client.get("/workers").json()["data"]
+    assert (worker["slot"], worker["job_id"], worker["is_alive"]) == (SLOT, claim.job_id, True)
+    (place,) = api.client.get("/queue").json()["data"]
+    assert (place["id"], place["position"], place["reason"]["code"]) == (waiting, 1, "none")
+
+
+def test_the_next_job_may_start_when_the_running_one_ends(api: Service) -> None:
+    claim = api.claimed()
+    progress = {"epoch": 1, "epochs": 2, "batch": 0, "batches": 10, "samples_per_s": 3.0}
+    api.queue.record(claim.job_id, claim.attempt, Facts(progress=progress))
+    waiting = api.job()
+    before = api.queue.now()
+    start = schemas.Job.model_validate_json(api.client.get(f"/jobs/{waiting}").content).queue.eta_start
+    assert start is not None
+    assert timedelta(seconds=19) < start - before < timedelta(seconds=25)
+
+
+def test_what_is_not_finite_is_null(api: Service) -> None:
+    claim = api.claimed()
+    api.queue.record(claim.job_id, claim.attempt, Facts(progress={"samples_per_s": float("inf")}))
+    text = api.client.get(f"/jobs/{claim.job_id}").text
+    assert json.loads(text, parse_constant=pytest.fail)["progress"]["samples_per_s"] is None
+
+
+def test_a_full_queue_says_so(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.jobs.queue.MAX_QUEUED", 1)
+    headers = {"Idempotency-Key": "one"}
+    assert api.client.post("/jobs", json=DEMO, headers=headers).status_code == 201
+    answer = api.client.post("/jobs", json=DEMO)
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert answer.headers["retry-after"] == "60"
+    assert api.client.post("/jobs", json=DEMO, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("gpu", "codes"), [(None, {"gpu_missing"}), ("H200", set())])
+def test_a_gpu_no_worker_has_is_said_at_submit(api: Service, gpu: str | None, codes: set[str]) -> None:
+    api.queue.greet(OWNER, SLOT, {"gpu": gpu})
+    body = {"data": {"path": "demo", "horizon_s": 1.0}, "device": "cuda"}
+    job = api.client.post("/jobs", json=body).json()
+    assert {warning["code"] for warning in job["warnings"]} == codes
