@@ -13,7 +13,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Generator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -91,9 +91,7 @@ def _attempt(assignment: Assignment) -> Generator[Event, None, None]:
         yield Warned(code, message)
     resolved = _resolved(assignment, request, plan)
     run = _build(assignment, request, dataset, plan, resolved)
-    yield Prepared(
-        {**asdict(resolved), "data": _resolved_data(dataset, plan)}, _plan(request, dataset, plan, run)
-    )
+    yield Prepared({**asdict(resolved), **_resolved_data(dataset, plan)}, _plan(request, dataset, plan, run))
     yield from fit(run)
 
 
@@ -104,7 +102,7 @@ class _DataChanged(ServiceError):
 def _resolved(assignment: Assignment, request: JobRequest, plan: SplitPlan) -> Resolved:
     if assignment.resolved is None:
         return resolve(request, num_classes=plan.num_classes)
-    return Resolved(**{key: value for key, value in assignment.resolved.items() if key != "data"})
+    return Resolved(**{field.name: assignment.resolved[field.name] for field in fields(Resolved)})
 
 
 def _resolved_data(dataset: Dataset, plan: SplitPlan) -> dict[str, Any]:
@@ -161,7 +159,7 @@ def _sidecar(
         "job_id": assignment.job_id,
         "attempt": assignment.attempt,
         "config_hash": config_hash(request),
-        "resolved": {**asdict(resolved), "data": _resolved_data(dataset, plan)},
+        "resolved": {**asdict(resolved), **_resolved_data(dataset, plan)},
         "classes": list(plan.classes),
         "data_fingerprint": dataset.fingerprint,
         "comparison_key": comparison_key(request, dataset, plan),
