@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch._dynamo  # AdamW's constructor pulls it in: 0.75 s, better before the fork
 
-from app.datasets.preflight import plan_view
+from app.datasets.preflight import plan_document
 from app.datasets.schema import Dataset, open_dataset
 from app.datasets.split import SplitPlan, plan_split
 from app.errors import InvalidData, ServiceError
@@ -86,12 +86,16 @@ def _attempt(assignment: Assignment) -> Generator[Event, None, None]:
             f"The files of {request.data.path!r} are not those the job was submitted with.",
             "Submit the job again to train on the data as they are now.",
         )
-    plan = plan_split(dataset, request.data)
+    weights = request.loss.class_weights
+    plan = plan_split(dataset, request.data, class_weights=weights if isinstance(weights, list) else None)
     for code, message in (*dataset.warnings, *plan.warnings):
         yield Warned(code, message)
     resolved = _resolved(assignment, request, plan)
     run = _build(assignment, request, dataset, plan, resolved)
-    yield Prepared({**asdict(resolved), **_resolved_data(dataset, plan)}, _plan(request, dataset, plan, run))
+    yield Prepared(
+        {**asdict(resolved), **_resolved_data(dataset, plan)},
+        plan_document(request, plan, _model_size(request, dataset, plan, run)),
+    )
     yield from fit(run)
 
 
@@ -137,16 +141,12 @@ def _build(
     )
 
 
-def _plan(request: JobRequest, dataset: Dataset, plan: SplitPlan, run: Run) -> dict[str, Any]:
-    shape = dataset.features.shape
+def _model_size(request: JobRequest, dataset: Dataset, plan: SplitPlan, run: Run) -> dict[str, int | None]:
     return {
-        **plan_view(plan),
-        "model": {
-            "parameters": num_parameters(run.model),
-            "flops_per_sample": flops_per_sample(
-                request.model, window=plan.window, shape=shape, num_classes=plan.num_classes
-            ),
-        },
+        "parameters": num_parameters(run.model),
+        "flops_per_sample": flops_per_sample(
+            request.model, window=plan.window, shape=dataset.features.shape, num_classes=plan.num_classes
+        ),
     }
 
 

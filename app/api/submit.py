@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from app.api.explain import read_job, remainder
 from app.api.services import Services
 from app.errors import InvalidRequest, Problem
 from app.jobs.config import JobRequest
+from app.jobs.model_size import UNKNOWN, model_size
 from app.jobs.queue import Row
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def admit(services: Services, value: Any, found: list[Problem], key: str | None)
     return services.queue.submit(
         request,
         data_fingerprint=data.dataset.fingerprint if data.dataset else None,
-        plan=_plan(request, data),
+        plan=_plan(request, data, UNKNOWN),
         warnings=_warnings(services, request, data),
         idempotency_key=key,
     )
@@ -41,7 +43,7 @@ def plan(services: Services, value: Any, found: list[Problem]) -> dict[str, Any]
     return {
         "config": request.model_dump(mode="json"),
         "warnings": _warnings(services, request, data),
-        **_plan(request, data),
+        **_plan(request, data, _model(request, data)),
     }
 
 
@@ -66,22 +68,21 @@ def _preflight(services: Services, request: JobRequest) -> Preflight:
     return preflight(services.settings.data_root, request, limit_s=services.settings.preflight_s)
 
 
-def _plan(request: JobRequest, data: Preflight) -> dict[str, Any]:
-    from app.datasets.preflight import plan_view  # noqa: PLC0415
+def _plan(request: JobRequest, data: Preflight, model: Mapping[str, int | None]) -> dict[str, Any]:
+    from app.datasets.preflight import plan_document  # noqa: PLC0415
 
-    view = {"splits": None, "dropped": None} if data.plan is None else plan_view(data.plan)
-    effective_batch = request.training.samples_per_step
-    return {
-        "classes": list(data.plan.classes) if data.plan else None,
-        "model": {"parameters": None, "flops_per_sample": None},
-        **view,
-        "training": {
-            "effective_batch": effective_batch,
-            "steps_per_epoch": -(-data.plan.train.windows // effective_batch) if data.plan else None,
-            "seconds_per_epoch": None,
-            "memory_bytes": None,
-        },
-    }
+    return plan_document(request, data.plan, model)
+
+
+def _model(request: JobRequest, data: Preflight) -> Mapping[str, int | None]:
+    if data.dataset is None or data.plan is None:
+        return UNKNOWN
+    return model_size(
+        request.model,
+        window=request.data.window,
+        shape=data.dataset.features.shape,
+        num_classes=data.plan.num_classes,
+    )
 
 
 def _warnings(services: Services, request: JobRequest, data: Preflight) -> list[dict[str, str]]:

@@ -8,9 +8,11 @@ from datetime import timedelta
 import pytest
 
 from app.api import schemas
+from app.jobs.config import MlpConfig
 from app.jobs.queue import Facts, Reason
 from tests.app.api.service import Service
 from tests.factories import OWNER, SLOT
+from worker.models.build import build_model, flops_per_sample
 
 DEMO = {"data": {"path": "demo"}}
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -71,6 +73,17 @@ def test_a_dry_run_plans_and_queues_nothing(api: Service) -> None:
     assert plan.training.steps_per_epoch == -(-train.windows // 15)
     assert plan.classes == ["Neutro", "Stop", "Long", "SuperLong"]
     assert api.queue.page() == ([], False)
+
+
+def test_a_dry_run_knows_the_size_of_the_model(api: Service) -> None:
+    config = MlpConfig(d_model=8, hidden=8)
+    body = {**DEMO, "model": config.model_dump()}
+    found = api.client.post("/jobs?dry_run=true", json=body).json()["model"]
+    model = build_model(config, window=32, shape=(4,), num_classes=4)
+    assert found == {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_sample": flops_per_sample(config, window=32, shape=(4,), num_classes=4),
+    }
 
 
 def test_a_dry_run_needs_no_idempotency(api: Service) -> None:

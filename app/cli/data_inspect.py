@@ -1,0 +1,171 @@
+"""`saimp data inspect`: what is in a dataset, read from the files without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.cli import render
+from app.cli.console import Output, OutputOption, put, put_json, stdout, talk
+from app.cli.failures import FAILED, USAGE, say_error
+from app.cli.roots import DataRoot
+from app.datasets.errors import DataError
+from app.datasets.inspect import inspect_dataset
+from app.errors import shown
+from app.jobs.config import DataConfig
+from app.settings import load
+
+MAX_FILES_SHOWN = 10
+_PARTS = ("train", "val", "test")
+
+
+def inspect(
+    path: Annotated[
+        str,
+        typer.Argument(help="File, folder or glob below the data root, e.g. demo.", show_default=False),
+    ],
+    group: Annotated[str | None, typer.Option(help="Column that separates series.")] = None,
+    timestamp: Annotated[str, typer.Option(help="Column of the time.")] = "timestamp",
+    label: Annotated[str, typer.Option(help="Column of the class.")] = "label",
+    window: Annotated[int, typer.Option(help="Rows in one sample.", min=1, max=65536)] = 32,
+    data_root: DataRoot = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Describe a dataset: files, rows, time range, holes, classes, features, default split, warnings.
+
+    The exit code is 1 when a job could not train on it.
+    """
+    root = load(data_root=data_root).data_root
+    try:
+        data = DataConfig(
+            path=_below(root, path), group=group, timestamp=timestamp, label=label, window=window
+        )
+        found = inspect_dataset(root, data)
+    except ValidationError as error:
+        say_error(f"{shown(error.errors(include_url=False)[0]['msg'], 160)}")
+        raise typer.Exit(USAGE) from None
+    except DataError as error:
+        for problem in error.problems:
+            say_error(f"{problem.message} [{problem.code}]", problem.hint)
+        raise typer.Exit(FAILED) from None
+    if output is Output.json:
+        put_json(found)
+    else:
+        _show(found, stdout())
+    if found["errors"]:
+        raise typer.Exit(FAILED)
+
+
+def _below(root: Path, path: str) -> str:
+    """Accept a path as the shell completes it (data/demo), besides one below the data root (demo)."""
+    given, home = Path(path).resolve(), root.resolve()
+    if not (root / path).exists() and given.exists() and given != home and given.is_relative_to(home):
+        return given.relative_to(home).as_posix()
+    return path
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    for name, value in _facts(found):
+        console.print(Text(f"{name:<11}", style="dim") + Text(value), soft_wrap=True)
+    if found["splits"]:
+        if console.is_terminal:
+            console.print(_split_table(found))
+        else:
+            for line in _split_lines(found):
+                put(line)
+    for warning in found["warnings"]:
+        console.print(Text(f"{'warning':<11}", style="yellow") + Text(warning["message"]), soft_wrap=True)
+    for error in found["errors"]:
+        talk(f"error: {error['message']} [{error['code']}]", style="red")
+        if error["hint"]:
+            talk(f"  {error['hint']}")
+
+
+def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    files, features, stamp = found["files"], found["features"], found["timestamp"]
+    yield "path", found["path"]
+    yield "rows", f"{found['rows']:,} in {len(files)} file(s)"
+    for file in files[:MAX_FILES_SHOWN]:
+        yield "", f"{shown(file['name'])}  {file['rows']:,} rows, {file['row_groups']} row group(s)"
+    if len(files) > MAX_FILES_SHOWN:
+        yield "", f"and {len(files) - MAX_FILES_SHOWN} more"
+    guessed = ", guessed from integers" if stamp["unit_detected"] else ""
+    yield (
+        "time",
+        f"{found['start'] or render.DASH} to {found['end'] or render.DASH} ({stamp['unit']}{guessed})",
+    )
+    for gap in found["largest_gaps"]:
+        yield "gap", f"{gap['seconds']:,.3f} s from {gap['start']}"
+    yield "duplicates", f"{found['duplicate_timestamps']:,} rows at the time of the row before"
+    columns = ", ".join(shown(name, 32) for name in features["columns"][:8])
+    more = f" and {len(features['columns']) - 8} more" if len(features["columns"]) > 8 else ""
+    yield "features", f"{features['dtype']} {features['shape']} as {features['layout']}: {columns}{more}"
+    yield "label", f"{shown(found['label'])}: {_balance(found, list(found['label_counts'].values()))}"
+    ends = shown(found["label_end"]) if found["label_end"] else "no label_end column"
+    yield "label end", f"{ends}, horizon {found['horizon_s']:g} s"
+    if found["groups"]:
+        yield (
+            "groups",
+            f"{len(found['groups'])}: {', '.join(shown(group, 16) for group in found['groups'][:8])}",
+        )
+    if found["metadata"]:
+        known = {key: value for key, value in found["metadata"].items() if value is not None}
+        yield "metadata", ", ".join(f"{key} {shown(value)}" for key, value in known.items())
+    yield "content", found["fingerprint"]
+
+
+def _balance(found: dict[str, Any], counts: list[int]) -> str:
+    keys = list(found["label_counts"])
+    names = found["classes"]
+    total = max(1, sum(counts))
+    shares = []
+    for key, number in zip(keys, counts, strict=True):
+        name = names[int(key)] if names and 0 <= int(key) < len(names) else key
+        shares.append(f"{shown(name)} {number:,} ({number / total:.1%})")
+    return ", ".join(shares)
+
+
+def _part_shares(found: dict[str, Any], part: dict[str, Any]) -> str:
+    total = max(1, sum(part["class_counts"]))
+    pairs = zip(found["classes"], part["class_counts"], strict=True)
+    return ", ".join(f"{shown(name)} {number:,} ({number / total:.1%})" for name, number in pairs)
+
+
+def _split_lines(found: dict[str, Any]) -> Iterator[str]:
+    for name in _PARTS:
+        part = found["splits"][name]
+        if part:
+            yield (
+                f"{name:<11}{part['windows']:,} windows of {part['rows']:,} rows, {_dropped(part)} dropped,"
+                f" {part['start']} to {part['end']}: {_part_shares(found, part)}"
+            )
+
+
+def _split_table(found: dict[str, Any]) -> Table:
+    table = Table(title="Default split", title_justify="left")
+    for heading in ("part", "rows", "windows", "dropped", "from", "to", "classes"):
+        table.add_column(heading, justify="right" if heading in ("rows", "windows", "dropped") else "left")
+    for name in _PARTS:
+        part = found["splits"][name]
+        if part:
+            table.add_row(
+                name,
+                f"{part['rows']:,}",
+                f"{part['windows']:,}",
+                f"{_dropped(part):,}",
+                part["start"][:19],
+                part["end"][:19],
+                _part_shares(found, part).replace(", ", "\n"),
+            )
+    return table
+
+
+def _dropped(part: dict[str, Any]) -> int:
+    return sum(count or 0 for count in part["dropped"].values())

@@ -1,0 +1,172 @@
+"""Which files a `data.path` names: regular Parquet files below the data root, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from app.datasets.errors import NoFiles, NotARegularFile, PathOutsideDataRoot
+from app.errors import shown
+
+SUFFIXES = (".parquet", ".pq", ".parq")
+MAX_FILES = 100_000
+MAX_RECURSIVE = 4  # `**` in one glob
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:|[A-Za-z]:/")
+_RULE = "Give a file, folder or glob relative to the data root, such as demo or btc/2025-*.parquet."
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A regular file below the data root. name: relative to the root, POSIX."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetEntry:
+    """Something directly below the data root that can be a `data.path`."""
+
+    path: str
+    kind: str  # "file" | "folder"
+    files: int
+    size_bytes: int
+
+
+def find_files(root: Path, pattern: str) -> tuple[FoundFile, ...]:
+    """Resolve `data.path` to Parquet files below the data root, sorted by name.
+
+    A folder means every Parquet file below it; symbolic links to folders inside it are not followed.
+    Raises PathOutsideDataRoot, NotARegularFile, NoFiles.
+    """
+    segments = _segments(pattern)
+    home = root.resolve()
+    name = "/".join(segments)
+    if segments and _is_ours(segments[0]):
+        raise NoFiles(f"{shown(name)!r} belongs to the service and is never data.", _RULE)
+    found: dict[str, FoundFile] = {}
+    for match in _matches(home, name):
+        for path in _parquet_below(home, match) if match.is_dir() else (match,):
+            file = _checked(home, path)
+            if file is not None:
+                found[file.name] = file
+            if len(found) > MAX_FILES:
+                raise NoFiles(f"{shown(pattern)!r} matches more than {MAX_FILES} files.", "Narrow the path.")
+    if not found:
+        raise NoFiles(
+            f"No Parquet file matches {shown(pattern)!r} below the data root.",
+            "GET /datasets lists what is there; files end in .parquet.",
+        )
+    return tuple(found[key] for key in sorted(found))
+
+
+def list_datasets(root: Path) -> tuple[DatasetEntry, ...]:
+    """List the files and folders directly below the data root that hold Parquet files, by name."""
+    home = root.resolve()
+    entries = []
+    for child in sorted(home.iterdir()) if home.is_dir() else []:
+        if _is_ours(child.name) or child.is_symlink():
+            continue
+        is_folder = child.is_dir()
+        files = list(_parquet_below(home, child)) if is_folder else [child]
+        sizes = [s.st_size for path in files if (s := _regular(path)) and path.suffix.lower() in SUFFIXES]
+        if sizes:
+            kind = "folder" if is_folder else "file"
+            entries.append(DatasetEntry(child.name, kind, len(sizes), sum(sizes)))
+    return tuple(entries)
+
+
+def _segments(pattern: str) -> list[str]:
+    """Split a path after refusing every way out of the root."""
+    for text in {pattern, unquote(pattern)}:
+        parts = re.split(r"[/\\;]", text)
+        if (
+            not text.isprintable()
+            or "\\" in text
+            or text.startswith(("/", "~"))
+            or _SCHEME.match(text)
+            or ".." in (part.strip() for part in parts)
+        ):
+            raise PathOutsideDataRoot(f"{shown(pattern)!r} is not a path below the data root.", _RULE)
+    if pattern.count("**") > MAX_RECURSIVE:
+        raise NoFiles(f"{shown(pattern)!r} has more than {MAX_RECURSIVE} `**`.", "Narrow the glob.")
+    return [part for part in pattern.split("/") if part not in ("", ".")]
+
+
+def _is_ours(first: str) -> bool:
+    """Whether an entry directly below the root belongs to the service, or is hidden."""
+    return first == "jobs" or first.startswith((".", "saimp"))
+
+
+def _matches(home: Path, name: str) -> Iterator[Path]:
+    literal = home / name
+    try:
+        if os.path.lexists(literal):
+            yield literal
+            return
+        if any(c in name for c in "*?["):
+            # A glob names data, not everything beside it: folders, and files by suffix.
+            for path in home.glob(name):
+                if path.suffix.lower() in SUFFIXES or path.is_dir():
+                    yield path
+    except (OSError, ValueError) as error:  # a name too long, or a malformed glob
+        raise NoFiles(f"{shown(name)!r} is not a usable path or glob.", _RULE) from error
+
+
+def _parquet_below(home: Path, folder: Path) -> Iterator[Path]:
+    resolved = folder.resolve()
+    if not resolved.is_relative_to(home):
+        raise _outside(home, folder)
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        at_root = Path(parent).resolve() == home
+        hidden = _is_ours if at_root else _is_hidden
+        folders[:] = sorted(name for name in folders if not hidden(name))
+        for name in sorted(files):
+            if not hidden(name) and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(parent) / name
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _checked(home: Path, path: Path) -> FoundFile | None:
+    """Accept a regular file whose real place is below the root; None for what is never data."""
+    name = path.relative_to(home).as_posix()
+    parts = path.relative_to(home).parts
+    if _is_ours(parts[0]) or any(_is_hidden(part) for part in parts):
+        return None
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # a dangling link, or a loop of links
+        raise NotARegularFile(f"{shown(name)!r} is a link that leads nowhere.", "Remove it.") from error
+    if not real.is_relative_to(home):
+        raise _outside(home, path)
+    if _is_ours(real.relative_to(home).parts[0]):
+        raise NoFiles(f"{shown(name)!r} leads to files of the service, which are never data.", _RULE)
+    if _regular(path) is None:
+        raise NotARegularFile(
+            f"{shown(name)!r} is not a regular file.", "Pipes, devices and sockets cannot be read."
+        )
+    return FoundFile(name, path)
+
+
+def _regular(path: Path) -> os.stat_result | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _outside(home: Path, path: Path) -> PathOutsideDataRoot:
+    name = path.relative_to(home).as_posix()
+    return PathOutsideDataRoot(
+        f"{shown(name)!r} leads out of the data root.", "Copy the files below the data root."
+    )

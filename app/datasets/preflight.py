@@ -1,0 +1,142 @@
+"""Everything that can be known of a job's data before it is queued, in a bounded time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.datasets.errors import DataError, PreflightTimeout
+from app.datasets.schema import Dataset, open_dataset
+from app.datasets.split import DropReason, PartName, PartPlan, SplitPlan, plan_split
+from app.datasets.times import rfc3339
+from app.errors import Problem
+from app.jobs.config import JobRequest, canonical
+
+CACHED_PLANS = 32
+
+_PARTS: tuple[PartName, ...] = ("train", "val", "test")
+_REASONS: tuple[DropReason, ...] = ("purged", "embargoed", "gap")
+
+_Key = tuple[str, str, tuple[float, ...] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What the data checks found. plan: null when there are errors, or when time ran out.
+
+    errors: every problem, pointing into the request; warnings: (code, sentence).
+    """
+
+    dataset: Dataset | None
+    plan: SplitPlan | None
+    warnings: tuple[tuple[str, str], ...]
+    errors: tuple[Problem, ...]
+
+
+def preflight(root: Path, request: JobRequest, *, limit_s: float) -> Preflight:
+    """Open the dataset and plan its split, within `limit_s` seconds; problems are returned, not raised.
+
+    Past the limit the result has no plan and the warning `preflight_partial`.
+    """
+    deadline = time.monotonic() + limit_s
+    dataset: Dataset | None = None
+    try:
+        dataset = open_dataset(root, request.data, deadline=deadline)
+        plan = _planned(dataset, request, deadline)
+    except DataError as error:
+        return Preflight(dataset, None, dataset.warnings if dataset else (), error.problems)
+    except PreflightTimeout:
+        partial = (
+            "preflight_partial",
+            f"The data checks took longer than {limit_s:g} s and stopped; the job checks the rest first.",
+        )
+        return Preflight(dataset, None, (*(dataset.warnings if dataset else ()), partial), ())
+    return Preflight(dataset, plan, (*dataset.warnings, *plan.warnings), ())
+
+
+def plan_view(plan: SplitPlan | None) -> dict[str, Any]:
+    """Render a plan's `splits` and `dropped` as the API shows them; both null without a plan.
+
+    Times are RFC 3339 in UTC; non_finite is null, since features are not read here.
+    """
+    if plan is None:
+        return {"splits": None, "dropped": None}
+    parts = plan.parts
+    dropped = {reason: sum(part.dropped[reason] for part in parts.values()) for reason in _REASONS}
+    return {
+        "splits": {name: _part_view(parts[name]) if name in parts else None for name in _PARTS},
+        "dropped": {**dropped, "non_finite": None},
+    }
+
+
+def plan_document(
+    request: JobRequest, plan: SplitPlan | None, model: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """Render what a job would do, as it is stored and shown: classes, model, splits, training.
+
+    model: {"parameters", "flops_per_sample"}, null where not known.
+    """
+    effective_batch = request.training.samples_per_step
+    return {
+        "classes": list(plan.classes) if plan else None,
+        "model": dict(model),
+        **plan_view(plan),
+        "training": {
+            "effective_batch": effective_batch,
+            "steps_per_epoch": -(-plan.train.windows // effective_batch) if plan else None,
+            "seconds_per_epoch": None,
+            "memory_bytes": None,
+        },
+    }
+
+
+def _part_view(part: PartPlan) -> dict[str, Any]:
+    return {
+        "rows": part.rows,
+        "windows": part.windows,
+        "start": None if part.start_ns is None else rfc3339(part.start_ns),
+        "end": None if part.end_ns is None else rfc3339(part.end_ns),
+        "class_counts": list(part.class_counts),
+        "dropped": {**{reason: part.dropped[reason] for reason in _REASONS}, "non_finite": None},
+    }
+
+
+def _planned(dataset: Dataset, request: JobRequest, deadline: float) -> SplitPlan:
+    """Plan once for each (content, data section, weights)."""
+    chosen = request.loss.class_weights
+    # "auto" gives every class a weight, so there is nothing to refuse.
+    weights = tuple(chosen) if isinstance(chosen, list) else None
+    key = (dataset.fingerprint, canonical(request.data.model_dump(mode="json")), weights)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = plan_split(dataset, request.data, class_weights=weights, deadline=deadline)
+        _plans.put(key, plan)
+    return plan
+
+
+class _Plans:
+    """The last plans of this process, least recently used first out."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[_Key, SplitPlan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: _Key) -> SplitPlan | None:
+        with self._lock:
+            if key in self._plans:
+                self._plans.move_to_end(key)
+            return self._plans.get(key)
+
+    def put(self, key: _Key, plan: SplitPlan) -> None:
+        with self._lock:
+            self._plans[key] = plan
+            while len(self._plans) > CACHED_PLANS:
+                self._plans.popitem(last=False)
+
+
+_plans = _Plans()
