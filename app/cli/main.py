@@ -1,0 +1,82 @@
+"""`saimp`: every command, where it is and what it is for."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from app.cli.lazy import Lazy, lazy_group
+
+_RUN, _JOBS, _DATA = "Run the service", "Jobs", "Data"
+
+COMMANDS = {
+    "demo": Lazy("app.cli.demo:demo", "See it all on real market data, in minutes.", _RUN),
+    "up": Lazy("app.cli.up:up", "Migrate, then run API and worker in this terminal.", _RUN),
+    "api": Lazy("app.cli.parts:api", "Run the HTTP API alone.", _RUN),
+    "worker": Lazy("app.cli.parts:worker", "Run the worker alone.", _RUN),
+    "migrate": Lazy("app.cli.parts:migrate", "Bring the database to the newest schema.", _RUN),
+    "submit": Lazy("app.cli.submit:submit", "Queue a training job.", _JOBS),
+    "ls": Lazy("app.cli.ls:ls", "List jobs, newest first.", _JOBS),
+    "show": Lazy("app.cli.show:show", "Show one job.", _JOBS),
+    "watch": Lazy("app.cli.watch:watch", "Follow a job with live progress.", _JOBS),
+    "logs": Lazy("app.cli.logs:logs", "Print a job's log.", _JOBS),
+    "pull": Lazy("app.cli.pull:pull", "Download a job's best checkpoint, verified.", _JOBS),
+    "cancel": Lazy("app.cli.cancel:cancel", "Stop a job for good.", _JOBS),
+}
+
+DATA_COMMANDS = {
+    "build": Lazy("app.cli.data_build:build", "Turn raw trades into a training dataset."),
+    "inspect": Lazy(
+        "app.cli.data_inspect:inspect", "Describe a dataset: schema, time range, holes, classes."
+    ),
+}
+
+app = typer.Typer(
+    name="saimp",
+    cls=lazy_group(COMMANDS),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train sequence models on one box: submit over HTTP, watch, pull the best checkpoint.",
+    epilog="SAIMP_URL says where the service is (http://127.0.0.1:8000). Every command knows --help.",
+)
+data = typer.Typer(cls=lazy_group(DATA_COMMANDS), no_args_is_help=True)
+app.add_typer(data, name="data", help="Build and inspect datasets.", rich_help_panel=_DATA)
+
+
+@data.callback()
+def _data() -> None:
+    """Build and inspect datasets."""
+
+
+@app.callback()
+def _saimp(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda on: _version(on)),
+    ] = False,
+) -> None:
+    """Train sequence models on one box."""
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets another one, not a traceback.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
+    app(prog_name="saimp")
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        try:
+            typer.echo(f"saimp {version('saimp-train')}")
+        except PackageNotFoundError:
+            typer.echo("saimp (not installed)")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()
