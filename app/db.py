@@ -1,11 +1,14 @@
-"""Engines by URL. SQLite: WAL, one engine that reads and one whose every transaction is BEGIN IMMEDIATE.
+"""Engines by URL: SQLite, or PostgreSQL. One engine reads, in a snapshot; the other writes.
 
-Two engines make a SELECT-then-UPDATE in a deferred transaction ("database is locked") impossible to write.
+SQLite: WAL, and every transaction that may write is BEGIN IMMEDIATE, so that a SELECT-then-UPDATE in a
+deferred transaction ("database is locked") cannot be written. PostgreSQL: reads are REPEATABLE READ and
+read-only; a verb that reads before it writes locks the row it read (FOR UPDATE, which SQLite leaves out).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +35,29 @@ class UtcTime(sa.TypeDecorator[datetime]):
 
     def process_result_value(self, value: int | None, dialect: sa.Dialect) -> datetime | None:
         return None if value is None else EPOCH + timedelta(microseconds=value)
+
+
+class Finite(sa.TypeDecorator[float]):
+    """A float; what is not finite is NULL on every engine."""
+
+    impl = sa.Float
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: sa.Dialect) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+
+def server_time(
+    connection: sa.Connection, now: datetime, *, plus_s: float = 0.0
+) -> sa.ColumnElement[datetime]:
+    """Write the time, and some seconds, by the clock all hosts share: the server's.
+
+    SQLite has one host, and `now` is its clock.
+    """
+    if connection.dialect.name == "sqlite":
+        return sa.literal(now + timedelta(seconds=plus_s), UtcTime)
+    seconds = sa.func.extract("epoch", sa.func.clock_timestamp()) + plus_s
+    return sa.type_coerce(sa.cast(seconds * 1_000_000, sa.BigInteger), UtcTime)
 
 
 @dataclass(frozen=True)
@@ -66,8 +92,37 @@ def connect(url: str, *, busy_timeout_s: float = 5.0) -> Database:
             _sqlite_engine(parsed, busy_timeout_s, "BEGIN"),
             _sqlite_engine(parsed, busy_timeout_s, "BEGIN IMMEDIATE"),
         )
-    engine = sa.create_engine(parsed, pool_pre_ping=True, json_serializer=_to_json)
-    return Database(engine, engine)
+    engine = _postgres_engine(parsed, busy_timeout_s)
+    reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return Database(reader, engine)
+
+
+def _postgres_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
+    engine = sa.create_engine(
+        url,
+        json_serializer=_to_json,
+        pool_pre_ping=True,
+        pool_size=5,
+        max_overflow=40,  # as many as the API has threads
+        # A server that no longer answers is found out in seconds.
+        connect_args={
+            "connect_timeout": 5,
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
+        },
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {round(busy_timeout_s * 1000)}")
+            cursor.execute("SET idle_in_transaction_session_timeout = 60000")
+            cursor.execute("SET timezone = 'UTC'")
+        connection.commit()
+
+    return engine
 
 
 def _sqlite_engine(url: sa.URL, busy_timeout_s: float, begin: str) -> sa.Engine:
@@ -105,12 +160,37 @@ def _sqlite_engine(url: sa.URL, busy_timeout_s: float, begin: str) -> sa.Engine:
 def _named_errors() -> Iterator[None]:
     try:
         yield
-    except sa.exc.OperationalError as error:
+    except sa.exc.TimeoutError as error:
+        raise StorageUnavailable("All connections to the database are busy.", "Try again.") from error
+    except sa.exc.DBAPIError as error:
+        if not _is_storage(error):
+            raise
         raise StorageUnavailable(
-            f"The database did not answer: {str(error.orig).splitlines()[0]}.",
+            f"The database did not answer: {str(error.orig).strip().splitlines()[0]}.",
             "Nothing was changed. Try again; if it stays, look for another program that holds the database.",
         ) from error
 
 
+def _is_storage(error: sa.exc.DBAPIError) -> bool:
+    """Whether the database failed, and not the statement."""
+    if isinstance(error, sa.exc.OperationalError) or error.connection_invalidated:
+        return True
+    # A damaged or foreign SQLite file is a plain DatabaseError.
+    return getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
 def _to_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # not finite somewhere: rare, so only then is everything walked
+        return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -18,7 +18,19 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import migrate
-from app.api import checkpoint, datasets, docs, jobs, logs, metrics, openapi, plot, problems, system
+from app.api import (
+    checkpoint,
+    datasets,
+    docs,
+    jobs,
+    lifecycle,
+    logs,
+    metrics,
+    openapi,
+    plot,
+    problems,
+    system,
+)
 from app.api.services import Services
 from app.db import connect
 from app.errors import StorageUnavailable
@@ -58,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=openapi.ERRORS,
     )
     app.state.services = services
-    for part in (jobs, metrics, logs, plot, checkpoint, datasets, system):
+    for part in (jobs, lifecycle, metrics, logs, plot, checkpoint, datasets, system):
         app.include_router(part.router)
     docs.install(app)
     openapi.install(app)

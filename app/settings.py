@@ -56,7 +56,12 @@ class Settings(BaseSettings):
     vram_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory a job may take."""
     custom_models: str = ""
-    """Allowed module prefixes of custom models, separated by commas; not yet used."""
+    """Allowed module prefixes of custom models, separated by commas; empty = none."""
+
+    @property
+    def custom_prefixes(self) -> tuple[str, ...]:
+        """The modules that custom models may come from."""
+        return tuple(prefix.strip() for prefix in self.custom_models.split(",") if prefix.strip())
 
     @property
     def database(self) -> str:

@@ -1,9 +1,11 @@
 """Windows/s of the stream against a bare pyarrow scan of the same row groups, per layout and batch size.
 
-    python bench/stream.py --rows 120000 --row-group 4096 --codec none
+    taskset -c 0 python bench/stream.py --rows 120000 --row-group 4096 --codec none
 
-Prints rows/s of the scan, windows/s of the stream and its cost over the scan per batch. One torch thread. The
-stream reads ahead in a thread: pin the process to one core (taskset -c 0) for figures on one core.
+Prints rows/s of the scan, then of the stream in time order and shuffled: windows/s, the ratio to the scan,
+and what a batch costs beyond it. Scan and stream take turns; medians and minima of all turns are shown, since
+other processes only ever add time. One torch thread. The stream reads ahead in a thread: pin the process to
+one core. The stream's first pass, which verifies, is shown apart: later ones read what was verified.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +27,7 @@ import torch
 
 from app.datasets.schema import DataFile, Dataset, Features
 from app.datasets.split import PartPlan, SplitPlan, WindowRun
+from worker.stream.shuffle import Shuffle
 from worker.stream.stream import Stream
 
 SIZES = (1, 3, 15, 64, 256)
@@ -34,14 +38,11 @@ def main() -> None:
     """Write the files, scan them, stream them, print the table."""
     options = parse()
     torch.set_num_threads(1)
-    print(
-        f"{options.rows} rows in {options.files} files, row groups of {options.row_group}, {options.codec}, "
-    )
-    print(f"T={options.window}, checksums {'on' if options.checksums else 'off'}; best of {options.runs}\n")
+    print(f"{options.rows} rows, {options.files} files, row groups of {options.row_group}, {options.codec},")
+    print(f"T={options.window}; {options.runs} turns: median (minimum)")
     for layout in options.layouts:
         with tempfile.TemporaryDirectory() as folder:
-            dataset = write_dataset(Path(folder), layout, options)
-            report(dataset, options)
+            report(write_dataset(Path(folder), layout, options), options)
 
 
 def parse() -> argparse.Namespace:
@@ -53,32 +54,39 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--row-group", type=int, default=4096)
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--codec", default="none", help="none, zstd or snappy")
-    parser.add_argument("--checksums", action="store_true", help="verify page checksums, in scan and stream")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--layouts", nargs="+", choices=SHAPES, default=list(SHAPES))
     return parser.parse_args()
 
 
 def report(dataset: Dataset, options: argparse.Namespace) -> None:
     plan = plan_all(dataset.rows, options.window)
-    warm = Stream(dataset, plan, "train")
-    run_through(warm, 256)
-
-    def stream() -> Stream:
-        """A stream that checked its rows before; with checksums a new one, whose pass is the first."""
-        return Stream(dataset, plan, "train", verify_checksums=True) if options.checksums else warm
-
-    scan_s = best_s(lambda: scan(dataset, verify=options.checksums), options.runs)
-    first_s = best_s(lambda: run_through(Stream(dataset, plan, "train"), 256), options.runs)
-    print(f"{dataset.features.layout}: scan {dataset.rows / scan_s:,.0f} rows/s;", end=" ")
-    print(f"pass that checks for non-finite rows, batch 256: {len(warm) / first_s:,.0f} windows/s")
-    for size in SIZES:
-        stream_s = best_s(partial(lambda size: run_through(stream(), size), size), options.runs)
-        cost_us = (stream_s - scan_s) / (len(warm) / size) * 1e6
-        print(
-            f"  batch {size:3}: {len(warm) / stream_s:11,.0f} windows/s, {scan_s / stream_s:.2f} of the scan,"
-            f" {cost_us:.1f} us per batch over it"
-        )
+    ordered = Stream(dataset, plan, "train")
+    mixed = Stream(dataset, plan, "train", shuffle=Shuffle(16384, 1, 0))
+    for stream in (ordered, mixed):
+        run_through(stream, 256)
+    first = partial(Stream, dataset, plan, "train", verify_checksums=True)
+    works: dict[str, tuple[int, Callable[[], None]]] = {
+        "scan": (0, partial(scan, dataset, verify=False)),
+        "scan with checksums": (0, partial(scan, dataset, verify=True)),
+        "first pass, batch 256": (256, lambda: run_through(first(), 256)),
+    }
+    works |= {f"in time order, batch {size}": (size, partial(run_through, ordered, size)) for size in SIZES}
+    works |= {f"shuffled, batch {size}": (size, partial(run_through, mixed, size)) for size in SIZES[1:]}
+    times = take_turns({name: work for name, (_, work) in works.items()}, options.runs)
+    print(f"\n{dataset.features.layout}")
+    scans = times["scan"]
+    for name, (size, _) in works.items():
+        middle, low = median(times[name]), min(times[name])
+        line = f"  {name:25} {dataset.rows / middle:11,.0f} ({dataset.rows / low:11,.0f}) rows/s"
+        if size:
+            ratios = median(scans) / middle, min(scans) / low
+            costs = [
+                (t - s) / (len(ordered) / size) * 1e6 for t, s in ((middle, median(scans)), (low, min(scans)))
+            ]
+            line += f"  {ratios[0]:.2f} ({ratios[1]:.2f}) of the scan,"
+            line += f" {costs[0]:+.1f} ({costs[1]:+.1f}) us a batch"
+        print(line)
 
 
 def run_through(stream: Stream, size: int) -> None:
@@ -95,13 +103,15 @@ def scan(dataset: Dataset, *, verify: bool) -> None:
                 file.read_row_group(group, columns=columns, use_threads=False)
 
 
-def best_s(work: Callable[[], None], runs: int) -> float:
-    def timed() -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    return min(timed() for _ in range(runs))
+def take_turns(works: dict[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:
+    """Time each work once a turn, in seconds: a busy machine is as busy for one as for the other."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
 def write_dataset(

@@ -19,7 +19,7 @@ from app.settings import PREFIX
 Result = TypeVar("Result")
 
 
-def eventually(probe: Callable[[], Result], *, within_s: float = 30.0, what: str = "it") -> Result:
+def eventually(probe: Callable[[], Result], *, within_s: float = 60.0, what: str = "it") -> Result:
     """Poll until `probe` gives something true, and return that. Fails past the deadline."""
     deadline = time.monotonic() + within_s
     while True:

@@ -10,11 +10,41 @@ Order = Literal["cancel", "pause", "preempt"]
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """The resume checkpoint to go on from; the best checkpoint it goes with lies beside it."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The best checkpoint of another job, to start from."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An epoch on the curve picture; a value that is not finite is null."""
+
+    epoch: int
+    train_loss: float | None
+    val_loss: float | None
+    train_accuracy: float | None
+    val_accuracy: float | None
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """One attempt at one job.
 
     resolved: what the first attempt settled; null on the first. data_fingerprint: pinned at submit.
-    directory: the attempt's own folder. stream_budget in bytes, vram_fraction in 0..1.
+    directory: the attempt's own folder. stream_budget in bytes, vram_fraction in 0..1. resume: null = from
+    the start; init_from: weights to start with; curve: the epochs
+    that are done; custom_prefixes: modules that custom models may come from.
     """
 
     job_id: str
@@ -28,3 +58,7 @@ class Assignment:
     plot: Path
     stream_budget: int
     vram_fraction: float
+    resume: Resume | None = None
+    init_from: Weights | None = None
+    curve: tuple[Point, ...] = ()
+    custom_prefixes: tuple[str, ...] = ()

@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from app.errors import StorageUnavailable
-from app.jobs.files import BEST_NAME, Paths
-from app.jobs.queue import Claim, Facts, LostJob, Queue, Reason
+from app.jobs.files import BEST_NAME, Paths, sidecar
+from app.jobs.queue import CANCELLED, PAUSED, Claim, LostJob, Order, Queue, Reason
 from app.jobs.states import ENDINGS
-from worker.assignment import Order
-from worker.engine.events import (
-    BatchDone,
-    BestFile,
-    Ended,
-    EpochDone,
-    EpochStarted,
-    Event,
-    OomRecovered,
-    PhaseChanged,
-    Prepared,
-    Tested,
-    Warned,
-)
+from worker.death import cause_of_death, oom_kills
+from worker.engine.events import BatchDone, Ended, Event
+from worker.pending import Pending
 from worker.publish import publish_best
 from worker.spawn import Runner
 from worker.telemetry import Sampler
+from worker.watchdog import Watchdog
 
 FLUSH_S = 0.25
 SAMPLE_S = 1.0
 # What a runner may take to obey before it is killed: a cancel has nothing to save, a stop may.
 PATIENCE_S: dict[Order, float] = {"cancel": 1.5, "pause": 30.0, "preempt": 30.0}
-
-
-@dataclass
-class _Pending:
-    """What was reported and not yet committed."""
-
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    batches: list[dict[str, Any]] = field(default_factory=list)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    systems: list[dict[str, Any]] = field(default_factory=list)
-    progress: dict[str, Any] = field(default_factory=dict)
-    best: BestFile | None = None
-
-    def facts(self) -> Facts:
-        return Facts(self.events, self.batches, self.epochs, self.systems, self.progress)
-
-    def __bool__(self) -> bool:
-        return bool(self.events or self.batches or self.epochs or self.systems or self.progress)
+# And to leave, once it has said its last word.
+LEAVE_S = 10.0
+PREEMPTED = Reason("preempted", "The worker stopped; the job goes on after it.")
 
 
 class Attempt:
@@ -76,12 +47,18 @@ class Attempt:
         self._paths = paths
         self._clock = clock
         self._started = self._flushed = self._sampled = clock()
-        self._pending = _Pending()
+        self._watchdog = Watchdog(clock)
+        self._oom_kills = oom_kills()
+        self._pending = self._new_pending()
         self._ended: Ended | None = None
+        self._ended_at = 0.0
         self._order: Order | None = None
         self._ordered = 0.0
         self._overruled: Reason | None = None  # the supervisor's verdict, stronger than the runner's
+        self._stalled: Reason | None = None  # why the watchdog killed it
         self._torch_peak: int | None = None
+        self._committed_files: set[str] = set()  # below the job's folder, of this attempt
+        self._superseded: set[str] = set()
 
     @property
     def is_over(self) -> bool:
@@ -110,82 +87,32 @@ class Attempt:
         return False
 
     def order(self, order: Order) -> None:
-        """Ask the runner to stop; a runner that does not obey in time is killed."""
-        if self._order is None:
+        """Ask the runner to stop; one that does not obey in time is killed. A cancel outranks the rest."""
+        if self._ended is not None:
+            return  # it leaves by itself
+        if self._order is None or (order == "cancel" and self._order != "cancel"):
             self._order = order
             self._ordered = self._clock()
             self.runner.order(order)
 
     def close(self) -> None:
+        """Let go of the runner, and of whatever it started."""
         self.runner.kill()
         self.runner.close()
 
-    # ---- what the runner reports ----
+    # ---- what is due ----
 
     def _collect(self) -> None:
         while not self.runner.inbox.empty():
             self._take(self.runner.inbox.get())
 
     def _take(self, event: Event) -> None:
-        pending = self._pending
-        match event:
-            case PhaseChanged():
-                pending.progress["phase"] = event.phase
-            case Prepared():
-                pending.progress |= {"resolved": event.resolved, "plan": event.plan}
-                pending.events.append(("prepared", {}))
-            case EpochStarted():
-                pending.progress |= {
-                    "epoch": event.epoch,
-                    "epochs": event.epochs,
-                    "batch": 0,
-                    "batches": event.batches,
-                }
-            case BatchDone():
-                self._torch_peak = event.vram_torch_peak
-                pending.batches.append(_batch_row(event))
-                pending.progress |= {"batch": event.batch, "samples_per_s": _finite(event.samples_per_s)}
-            case EpochDone():
-                self._take_epoch(event)
-            case OomRecovered():
-                pending.events.append(
-                    (
-                        "oom_recovered",
-                        {"step": event.step, "batch_size": event.batch_size, "message": event.message},
-                    )
-                )
-            case Tested():
-                pending.progress["test"] = {
-                    "loss": _finite(event.loss),
-                    "accuracy": event.accuracy,
-                    "confusion": event.confusion,
-                }
-            case Warned():
-                pending.events.append(("warning", {"code": event.code, "message": event.message}))
-            case Ended():
-                self._ended = event
-            case _:
-                pass
-
-    def _take_epoch(self, event: EpochDone) -> None:
-        pending = self._pending
-        pending.epochs.append(_epoch_row(event))
-        pending.progress["samples_per_s"] = _finite(event.samples_per_s)
-        if event.best is None:
-            return
-        directory = self._paths.attempt(self.claim.job_id, self.claim.attempt)
-        pending.best = event.best
-        pending.progress |= {
-            "best_epoch": event.epoch,
-            "best_val_loss": event.val_loss,
-            "best_val_accuracy": event.val_accuracy,
-            "best_file": str((directory / event.best.name).relative_to(self._paths.job(self.claim.job_id))),
-            "best_sha256": event.best.sha256,
-            "best_bytes": event.best.size,
-        }
-        pending.events.append(("best_saved", {"epoch": event.epoch, "val_loss": event.val_loss}))
-
-    # ---- what is due ----
+        self._watchdog.saw(event)
+        if isinstance(event, Ended):
+            self._ended, self._ended_at = event, self._clock()
+        if isinstance(event, BatchDone):
+            self._torch_peak = event.vram_torch_peak
+        self._pending.take(event)
 
     def _sample(self) -> None:
         now = self._clock()
@@ -197,7 +124,15 @@ class Attempt:
 
     def _enforce_limits(self) -> None:
         now = self._clock()
+        if self._ended is not None:
+            if now - self._ended_at > LEAVE_S:
+                self.runner.kill()
+            return
         if self._order is not None and now - self._ordered > PATIENCE_S[self._order]:
+            self.runner.kill()
+        if self._stalled is None and (stalled := self._watchdog.verdict()) is not None:
+            self._stalled = stalled
+            self.runner.dump_stacks()
             self.runner.kill()
         limit_s = self.claim.config["limits"]["max_runtime_s"]
         if self._overruled is None and limit_s is not None:
@@ -213,21 +148,38 @@ class Attempt:
     def _flush(self) -> None:
         if self._clock() - self._flushed < FLUSH_S:
             return
-        cancel_requested = self._queue.record(self.claim.job_id, self.claim.attempt, self._pending.facts())
+        asked = self._queue.record(self.claim.job_id, self.claim.attempt, self._pending.facts())
         self._committed()
-        if cancel_requested:
-            self.order("cancel")
+        if asked is not None:
+            self.order(asked)
 
     def _committed(self) -> None:
-        pending, self._pending = self._pending, _Pending()
+        """Publish what counts now, and let go of the files that no longer do."""
+        done, self._pending = self._pending, self._new_pending()
         self._flushed = self._clock()
-        if pending.best is None:
-            return
         try:
-            publish_best(self._paths, self.claim.job_id, self.claim.attempt, pending.best)
+            if done.best is not None:
+                publish_best(self._paths, self.claim.job_id, f"{done.folder}/{done.best.name}")
         except OSError as error:  # the row names the immutable file, which stays: nothing is lost
             message = f"the best checkpoint could not be published as {BEST_NAME}: {error.strerror}"
-            self._pending.events.append(("warning", {"code": "storage_error", "message": message}))
+            self._pending.note("warning", code="storage_error", message=message)
+        if done.best is not None or done.checkpoints:
+            self._prune(done)
+
+    def _prune(self, done: Pending) -> None:
+        job = self.claim.job_id
+        keep_last = self.claim.config["checkpoint"]["keep_last"]
+        self._queue.prune_checkpoints(job, self.claim.attempt, keep_last)
+        kept = self._queue.kept_files(job)
+        self._committed_files |= {row["name"] for row in done.checkpoints}
+        self._committed_files |= {row["best_file"] for row in done.epochs if row["best"]}
+        # One round later: somebody may be about to open what has just been superseded.
+        for name in self._superseded - kept:
+            path = self._paths.job(job) / name
+            path.unlink(missing_ok=True)
+            sidecar(path).unlink(missing_ok=True)
+        self._superseded = self._committed_files - kept
+        self._committed_files &= kept
 
     # ---- the end ----
 
@@ -235,68 +187,26 @@ class Attempt:
         """Record the ending: the supervisor's verdict, else the runner's own, else what killed it."""
         facts = self._pending.facts()
         job = (self.claim.job_id, self.claim.attempt)
-        if self._overruled is not None:
+        ended = self._ended
+        if ended is not None and ended.stopped is None:
+            assert ended.reason in ENDINGS, ended
+            self._queue.finish(*job, Reason(ended.reason, ended.message, ended.hint), facts)
+        elif self._overruled is not None:
             self._queue.finish(*job, self._overruled, facts)
-        elif self._order == "cancel" or (self._ended is not None and self._ended.stopped == "cancel"):
-            self._queue.finish(*job, Reason("user", "Cancelled by the user."), facts)
-        elif self._ended is None and self._order is None:
-            self._queue.crash(*job, cause_of_death(self.runner.exit_code), facts)
-        elif self._ended is None or self._ended.stopped is not None:
-            self._queue.release(
-                *job, Reason("preempted", "The worker stopped; the job goes on after it."), facts
-            )
+        elif self._order == "cancel":
+            self._queue.finish(*job, CANCELLED, facts)
+        elif ended is None:
+            killed = oom_kills() - self._oom_kills
+            cause = self._stalled or cause_of_death(self.runner.exit_code, oom_kills_seen=killed)
+            self._queue.crash(*job, cause, facts)
+        elif ended.reason == "disk_full":
+            self._pending.note("disk_full", **ended.evidence)
+            self._queue.suspend(*job, Reason("disk_full", ended.message, ended.hint), self._pending.facts())
+        elif ended.stopped == "pause":
+            self._queue.suspend(*job, PAUSED, facts)
         else:
-            assert self._ended.reason in ENDINGS, self._ended
-            verdict = Reason(self._ended.reason, self._ended.message, self._ended.hint)
-            self._queue.finish(*job, verdict, facts)
+            self._queue.release(*job, PREEMPTED, facts)
         self._committed()
 
-
-def cause_of_death(exit_code: int | None) -> Reason:
-    """Name what ended a runner that did not end by itself."""
-    log = "The end of the job's log says more."
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        if name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT"):
-            return Reason("native_crash", f"The training process crashed with {name}.", log)
-        return Reason("internal", f"The training process was killed by {name}.", log)
-    return Reason(
-        "internal", f"The training process ended with exit code {exit_code} and without a word.", log
-    )
-
-
-def _batch_row(event: BatchDone) -> dict[str, Any]:
-    return {
-        "epoch": event.epoch,
-        "batch": event.batch,
-        "step": event.step,
-        "loss": _finite(event.loss),
-        "accuracy": event.accuracy,
-        "lr": event.lr,
-        "grad_norm": _finite(event.grad_norm),
-        "time": datetime.fromtimestamp(event.time, UTC),
-    }
-
-
-def _epoch_row(event: EpochDone) -> dict[str, Any]:
-    return {
-        "epoch": event.epoch,
-        "time": datetime.now(UTC),
-        "train_loss": _finite(event.train_loss),
-        "train_accuracy": event.train_accuracy,
-        "val_loss": _finite(event.val_loss),
-        "val_accuracy": event.val_accuracy,
-        "best": event.best is not None,
-        "lr": event.lr,
-        "duration_s": event.duration_s,
-        "samples_per_s": _finite(event.samples_per_s),
-        "ece": event.ece,
-        "confusion": event.confusion,
-        "ram_peak": event.ram_peak,
-        "vram_peak": event.vram_peak,
-        "skipped_steps": event.skipped_steps,
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    def _new_pending(self) -> Pending:
+        return Pending(f"attempts/{self.claim.attempt}")

@@ -1,6 +1,7 @@
 """`python -m worker.describe`: the size of a model, without training it.
 
-Reads {"model": ..., "window": T, "shape": [...], "num_classes": K} on stdin, writes {"parameters": n,
+Reads {"model": ..., "window": T, "shape": [...], "num_classes": K, "allowed_prefixes": [...]}
+on stdin, writes {"parameters": n,
 "flops_per_sample": n} on stdout. A process of its own, so that the API never loads torch.
 """
 
@@ -20,7 +21,7 @@ from worker.models.load import MODEL_CONFIG
 def describe(question: dict[str, Any]) -> dict[str, int | None]:
     """Count a model's parameters, and the operations of one window's forward pass."""
     config = MODEL_CONFIG.validate_json(json.dumps(question["model"]))
-    sizes = {key: question[key] for key in ("window", "shape", "num_classes")}
+    sizes = {key: question[key] for key in ("window", "shape", "num_classes", "allowed_prefixes")}
     with torch.device("meta"):
         parameters = num_parameters(build_model(config, **sizes))
     return {"parameters": parameters, "flops_per_sample": flops_per_sample(config, **sizes)}

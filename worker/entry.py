@@ -78,3 +78,4 @@ def _write_to(log: os.PathLike[str]) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor asks, when we stall

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import platform
+import shutil
 import sys
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
@@ -20,87 +23,204 @@ from typing import Any
 import torch
 import torch._dynamo  # AdamW's constructor pulls it in: 0.75 s, better before the fork
 
+from app.datasets.errors import DataChanged
 from app.datasets.preflight import plan_document
 from app.datasets.schema import Dataset, open_dataset
 from app.datasets.split import SplitPlan, plan_split
-from app.errors import InvalidData, ServiceError
+from app.errors import InvalidData
 from app.jobs.config import JobRequest, canonical, config_hash
-from app.jobs.states import ENDINGS
-from worker.assignment import Assignment
-from worker.engine.errors import ConfigInvalid, GpuOutOfMemory
+from app.jobs.states import ENDINGS, Status
+from worker.assignment import Assignment, Order, Weights
+from worker.engine.errors import ConfigInvalid, CorruptCheckpoint, GpuOutOfMemory
 from worker.engine.events import (
     Ended,
+    EpochDone,
     Event,
     PhaseChanged,
     Prepared,
+    Resumed,
     Warned,
     encode,
 )
 from worker.engine.loop import fit
 from worker.engine.resolve import Resolved, resolve, resolve_class_weights
+from worker.engine.resume import restore
 from worker.engine.run import Memory, Run, build_run
 from worker.engine.samples import Splits
 from worker.entry import Orders
 from worker.models.base import num_parameters
 from worker.models.build import flops_per_sample
+from worker.publish import write_sidecar
 from worker.report.log import Log
+from worker.report.model_card import ModelCard
 from worker.report.plot import Plot
 from worker.stream.stream import Stream
 from worker.telemetry import Gpu, ram, torch_peak
 
 Send = Callable[[bytes], None]
+DISK_MARGIN = 32 * 2**20
 
 
 def run(assignment: Assignment, send: Send, orders: Orders) -> None:
-    """Run one attempt to its end: every event to the supervisor and to the run's own log and picture."""
-    log = Log(sys.stdout)
-    plot = Plot(assignment.plot, _title(assignment))
+    """Run one attempt to its end: every event to the supervisor, then to the run's own files."""
+    attempt = _Attempt(assignment)
+    sinks = _Sinks(assignment)
     ended = Ended("internal", "The attempt ended without a verdict.")
     try:
-        for event in _attempt(assignment):
+        for event in attempt.events():
             if isinstance(event, Ended):
                 ended = event
                 break
-            log.write(event)
-            plot.write(event)
+            if isinstance(event, EpochDone | Resumed) and event.best is not None:
+                write_sidecar(assignment.directory, event.best)
             send(encode(event))
-            if orders.stop is not None:
+            for warning in sinks.write(event):
+                send(encode(warning))
+            if orders.stop is not None and attempt.may_stop(orders.stop):
                 ended = Ended("user", "Stopped as ordered.", stopped=orders.stop)
                 break
     except Exception as error:  # the process boundary: whatever it is becomes a recorded ending
-        ended = _verdict(error)
-        if ended.reason == "internal":
-            traceback.print_exc()
-        else:
-            print(f"[ERROR] {ended.message}" + (f" {ended.hint}" if ended.hint else ""), flush=True)
-    log.end("queued" if ended.stopped in ("pause", "preempt") else ENDINGS[ended.reason], ended)
+        ended = attempt.verdict(error)
+        with suppress(OSError):
+            if ended.reason == "internal":
+                traceback.print_exc()
+            else:
+                print(f"[ERROR] {ended.message}" + (f" {ended.hint}" if ended.hint else ""), flush=True)
     send(encode(ended))
+    sinks.end(_status(ended), ended)
 
 
-def _attempt(assignment: Assignment) -> Generator[Event, None, None]:
-    request = JobRequest.model_validate_json(json.dumps(assignment.config))
-    yield PhaseChanged("preparing")
-    dataset = open_dataset(assignment.data_root, request.data)
-    if assignment.data_fingerprint not in (None, dataset.fingerprint):
-        raise _DataChanged(
-            f"The files of {request.data.path!r} are not those the job was submitted with.",
-            "Submit the job again to train on the data as they are now.",
+class _Sinks:
+    """The run's own files. None of them is worth a training: a disk that fails them is a warning, once."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._log = Log(sys.stdout)
+        self._plot = Plot(assignment.plot, _title(assignment), assignment.curve)
+        self._card = ModelCard(
+            assignment.directory,
+            job_id=assignment.job_id,
+            attempt=assignment.attempt,
+            config=assignment.config,
         )
-    weights = request.loss.class_weights
-    plan = plan_split(dataset, request.data, class_weights=weights if isinstance(weights, list) else None)
-    for code, message in (*dataset.warnings, *plan.warnings):
-        yield Warned(code, message)
-    resolved = _resolved(assignment, request, plan)
-    run = _build(assignment, request, dataset, plan, resolved)
-    yield Prepared(
-        {**asdict(resolved), **_resolved_data(dataset, plan)},
-        plan_document(request, plan, _model_size(request, dataset, plan, run)),
-    )
-    yield from fit(run)
+        self._has_warned = False
+
+    def write(self, event: Event) -> Iterator[Warned]:
+        """Hand an event to every sink."""
+        for sink in (self._log, self._plot, self._card):
+            try:
+                sink.write(event)
+            except OSError as error:
+                if not self._has_warned:
+                    self._has_warned = True
+                    name = type(sink).__name__.lower()
+                    yield Warned(
+                        "storage_error", f"The {name} of the run cannot be written: {error.strerror}."
+                    )
+
+    def end(self, status: str, ended: Ended) -> None:
+        """Write what is left to write."""
+        with suppress(OSError):
+            self._plot.end()
+        with suppress(OSError):
+            self._card.end(status, ended)
+        with suppress(OSError):
+            self._log.end(status, ended)
 
 
-class _DataChanged(ServiceError):
-    status, code = 409, "data_changed"
+def _status(ended: Ended) -> str:
+    match ended.stopped:
+        case "pause":
+            return Status.PAUSED
+        case "preempt":
+            return Status.QUEUED
+        case _:
+            return ENDINGS[ended.reason]
+
+
+class _Attempt:
+    """What an attempt does, and when it may be left."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        self._run: Run | None = None  # once it trains
+        self._is_asked = False
+
+    def may_stop(self, order: Order) -> bool:
+        """Tell whether to leave now: to pause, a resume checkpoint is made first, at the next boundary."""
+        if order == "cancel" or self._run is None:
+            return True
+        if not self._is_asked:
+            self._is_asked = True
+            self._run.request_checkpoint()
+        return not self._run.is_checkpoint_requested
+
+    def events(self) -> Generator[Event, None, None]:
+        """Prepare and train."""
+        request = JobRequest.model_validate_json(json.dumps(self._assignment.config))
+        yield PhaseChanged("preparing")
+        dataset = open_dataset(self._assignment.data_root, request.data)
+        if self._assignment.data_fingerprint not in (None, dataset.fingerprint):
+            raise DataChanged(
+                f"The files of {request.data.path!r} are not those the job was submitted with.",
+                "Submit the job again to train on the data as they are now.",
+            )
+        weights = request.loss.class_weights
+        plan = plan_split(dataset, request.data, class_weights=weights if isinstance(weights, list) else None)
+        for code, message in (*dataset.warnings, *plan.warnings):
+            yield Warned(code, message)
+        resolved = _resolved(self._assignment, request, plan)
+        run = _build(self._assignment, request, dataset, plan, resolved)
+        yield Prepared(
+            {**asdict(resolved), **_resolved_data(dataset, plan)},
+            plan_document(request, plan, _model_size(self._assignment, request, dataset, plan, run)),
+        )
+        if self._assignment.resume is not None:
+            resume = self._assignment.resume
+            yield restore(run, resume.path, sha256=resume.sha256)
+        elif self._assignment.init_from is not None:
+            start_from(run, self._assignment.init_from)
+        self._run = run
+        yield from fit(run)
+
+    def verdict(self, error: Exception) -> Ended:
+        """Give every exception its reason code."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self._disk_full()
+        return _verdict(error)
+
+    def _disk_full(self) -> Ended:
+        # A resume checkpoint holds the weights, two moments and change; the best and the log need room too.
+        tensors = self._run.model.state_dict().values() if self._run else ()
+        needed = 5 * sum(tensor.nbytes for tensor in tensors) + DISK_MARGIN
+        free = shutil.disk_usage(self._assignment.directory).free
+        return Ended(
+            "disk_full",
+            f"The disk is full: {needed / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free.",
+            "Free space on the disk of the data and logs folders; the job goes on by itself.",
+            stopped="pause",
+            evidence={"needed_bytes": needed, "free_bytes": free},
+        )
+
+
+def start_from(run: Run, best: Weights) -> None:
+    """Start with the best weights of another job. Raises ConfigInvalid when they are not of this shape."""
+    content = best.path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != best.sha256:
+        raise CorruptCheckpoint(
+            f"The best checkpoint of init_from, {best.path.name}, is not what was written.",
+            "Retry the job it is of, or leave init_from out.",
+        )
+    weights = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    try:
+        run.model.load_state_dict(weights)
+    except RuntimeError as error:
+        differences = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ConfigInvalid(
+            f"The weights of init_from do not fit this model: {differences}",
+            "Give both jobs the same model, window, features and classes.",
+        ) from error
+    if run.average is not None:
+        run.average.restart()
 
 
 def _resolved(assignment: Assignment, request: JobRequest, plan: SplitPlan) -> Resolved:
@@ -138,14 +258,21 @@ def _build(
         memory=_Memory(),
         sidecar=_sidecar(assignment, request, dataset, plan, resolved),
         vram_fraction=assignment.vram_fraction,
+        custom_prefixes=assignment.custom_prefixes,
     )
 
 
-def _model_size(request: JobRequest, dataset: Dataset, plan: SplitPlan, run: Run) -> dict[str, int | None]:
+def _model_size(
+    assignment: Assignment, request: JobRequest, dataset: Dataset, plan: SplitPlan, run: Run
+) -> dict[str, int | None]:
     return {
         "parameters": num_parameters(run.model),
         "flops_per_sample": flops_per_sample(
-            request.model, window=plan.window, shape=dataset.features.shape, num_classes=plan.num_classes
+            request.model,
+            window=plan.window,
+            shape=dataset.features.shape,
+            num_classes=plan.num_classes,
+            allowed_prefixes=assignment.custom_prefixes,
         ),
     }
 
@@ -212,12 +339,14 @@ class _Memory:
 def _verdict(error: Exception) -> Ended:
     """Give every exception its reason code."""
     match error:
-        case _DataChanged():
+        case DataChanged():
             return Ended("data_changed", error.message, error.hint)
         case InvalidData():
             return Ended("data_invalid", error.message, error.hint)
         case ConfigInvalid():
             return Ended("config_invalid", error.message, error.hint)
+        case CorruptCheckpoint():
+            return Ended("storage_error", error.message, error.hint)
         case GpuOutOfMemory():
             return Ended("gpu_out_of_memory", error.message, error.hint, evidence=error.evidence)
         case torch.OutOfMemoryError():
@@ -232,11 +361,11 @@ def _verdict(error: Exception) -> Ended:
                 "The machine ran out of memory.",
                 "Lower SAIMP_STREAM_BUDGET or training.batch_size, or close other programs.",
             )
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        case OSError() if error.errno in (errno.EIO, errno.EROFS):
             return Ended(
                 "storage_error",
                 f"A file could not be written: {error.strerror}.",
-                "Free space on the disk of the data and logs folders, then submit the job again.",
+                "Check the disk of the data and logs folders, then retry the job.",
             )
         case _:
             return Ended(

@@ -9,7 +9,7 @@ import signal
 import threading
 from contextlib import suppress
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 
 from worker.assignment import Assignment, Order
@@ -25,6 +25,9 @@ SERVER_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic cuBLAS; read when CUDA starts
     "MPLBACKEND": "agg",
 }
+
+
+DUMP_S = 1.0
 
 
 class Runner:
@@ -63,10 +66,18 @@ class Runner:
             self._connection.send_bytes(order.encode())
 
     def kill(self) -> None:
-        """End it and whatever it started, at once."""
+        """End it and whatever it started, at once. Once it has ended, its pid may be another's."""
+        if not self.is_alive:
+            return
         for target in (-self.pid, self.pid):  # a runner younger than its setsid leads no group yet
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(target, signal.SIGKILL)
+
+    def dump_stacks(self) -> None:
+        """Make it write the stacks of its threads to its log, and give it a moment to do so."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+        wait([self.process.sentinel], DUMP_S)
 
     def close(self) -> None:
         """Let go of a runner that has ended."""
@@ -87,7 +98,7 @@ class Spawner:
     def __init__(self) -> None:
         os.environ.update({key: os.environ.get(key, value) for key, value in SERVER_ENVIRONMENT.items()})
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["worker.runner"])
+        self._context.set_forkserver_preload(["worker.warm"])
 
     def warm_up(self) -> None:
         """Start the fork server, without waiting for its imports."""

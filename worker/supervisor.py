@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -24,19 +26,26 @@ import psutil
 
 from app.db import connect
 from app.errors import ServiceError, StorageUnavailable
+from app.jobs import queue
 from app.jobs.files import Paths
-from app.jobs.queue import Claim, LostJob, Owner, Queue, Reason
+from app.jobs.metrics import Scope, since
+from app.jobs.queue import Checkpoint, Claim, LostJob, Owner, Queue, Reason
+from app.jobs.states import FINAL, Status
 from app.migrate import WrongSchema, wait_for_head
 from app.settings import Settings, SettingsError, load
-from worker.assignment import Assignment
+from worker.assignment import Assignment, Point, Resume, Weights
 from worker.attempt import Attempt
-from worker.publish import crown
+from worker.publish import crown, is_published, publish_best, publish_reports, sweep, unreadable
 from worker.spawn import Spawner
 from worker.telemetry import Gpu, Sampler, machine
 
 IDLE_WAIT_S = 0.2
 BUSY_WAIT_S = 0.05
 BEAT_S = 5.0
+GPU_WAIT_S = 10.0
+GIVE_UP_S = 45.0
+LAST_JOBS = 50
+EPOCHS: tuple[Scope, ...] = ("epoch",)
 DATABASE_BUSY_S = 30.0
 
 
@@ -44,28 +53,62 @@ class Supervisor:
     """One slot: at most one running job."""
 
     def __init__(
-        self, settings: Settings, queue: Queue, spawner: Spawner, say: Callable[[str], None] = print
+        self,
+        settings: Settings,
+        jobs: Queue,
+        spawner: Spawner,
+        say: Callable[[str], None] = print,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stopping = False
         self.attempt: Attempt | None = None
         self._settings = settings
-        self._queue = queue
+        self._queue = jobs
         self._spawner = spawner
         self._say = say
+        self._clock = clock
         self._paths = Paths(settings.data_root.absolute(), settings.logs_root.absolute())
         self._gpu = Gpu()
         self._owner = whoami()
-        self._slot = f"{self._owner.host}/0"
+        self._slot = slot_of(self._paths.worker_slot())
         self._beaten = -BEAT_S
         self._claim: Claim | None = None  # held, its runner not yet started
+        self._log_name: str | None = None  # made for it, and not yet committed
+        self._stopping_since: float | None = None
+        self._is_unsure = False  # whether a job may be running here by the database alone
 
     @property
     def is_idle(self) -> bool:
         return self.attempt is None and self._claim is None
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has been stopping for too long: all that is left is a database that does not answer."""
+        if not self.stopping:
+            return False
+        self._stopping_since = self._stopping_since or self._clock()
+        return self._clock() - self._stopping_since > GIVE_UP_S
+
+    def close(self) -> None:
+        """End a runner that is still there. The next supervisor puts its job back."""
+        if self.attempt is not None:
+            self.attempt.close()
+            self.attempt = None
+
     def arrive(self) -> None:
-        """Take the slot: say who serves it, and put back what its last holder left running."""
+        """Take the slot: say who serves it, and see to what its last holder left undone."""
         self._queue.greet(self._owner, self._slot, machine(self._gpu))
+        self._put_back_orphans()
+        for row in self._queue.page(statuses=sorted(FINAL), limit=LAST_JOBS)[0]:
+            if row.best_file is not None and not is_published(self._paths, row.id, row.best_sha256):
+                with suppress(OSError):
+                    publish_best(self._paths, row.id, row.best_file)
+                    crown(self._paths, row.id)
+
+    def _put_back_orphans(self) -> None:
+        """Put back what the slot is said to run: nothing runs in it now."""
+        self._is_unsure = False
         for row in self._queue.orphans(self._slot):
             with suppress(LostJob):
                 cause = Reason("internal", "The worker died while it ran the job.", None)
@@ -102,32 +145,67 @@ class Supervisor:
                 if self.stopping:
                     return 0.0
                 self._beat()
+                if self._is_unsure:
+                    self._put_back_orphans()
                 self._claim = self._queue.claim(self._owner, self._slot)
             if self._claim is None:
                 return IDLE_WAIT_S
             self.attempt = self._begin(self._claim)
         except StorageUnavailable as error:
             self._say(f"database: {error.message}")
+            self._is_unsure = self._claim is None  # a claim may have gone through, its answer lost
             return 1.0
         except LostJob:
             pass
-        self._claim = None
+        except (OSError, EOFError) as error:
+            assert self._claim is not None
+            self._could_not_begin(self._claim, error)
+        self._claim = self._log_name = None
         return 0.0
 
-    def _beat(self) -> None:
-        if time.monotonic() - self._beaten > BEAT_S:
-            self._queue.beat(self._slot)
-            self._beaten = time.monotonic()
+    def _could_not_begin(self, claim: Claim, error: Exception) -> None:
+        """Record an attempt that came to nothing before there was a runner."""
+        self._say(f"{claim.job_id} could not be started: {error}")
+        message = f"The attempt could not be started: {error}."
+        reason = Reason("storage_error", message, "Check the data and logs folders and their disks.")
+        with suppress(LostJob):
+            self._queue.crash(claim.job_id, claim.attempt, reason)
 
-    def _begin(self, claim: Claim) -> Attempt:
-        log_name = claim.log_name
+    def _beat(self) -> None:
+        """Every few seconds: say we live, and see to what nobody else sees to."""
+        if self._clock() - self._beaten <= BEAT_S:
+            return
+        self._beaten = self._clock()
+        try:
+            self._queue.beat(self._slot)
+            for job_id, status in self._queue.rescue(self._owner.host):
+                self._say(f"took {job_id} from a host that fell silent: {status}")
+            self._resume_where_there_is_room()
+        except StorageUnavailable as error:
+            self._say(f"database: {error.message}")
+
+    def _resume_where_there_is_room(self) -> None:
+        """Let jobs that paused for a full disk go on once what they need is free."""
+        for row in self._queue.page(statuses=[Status.PAUSED], limit=1000)[0]:
+            if row.reason_code != "disk_full":
+                continue
+            told = [event.data for event in self._queue.events(row.id) if event.kind == "disk_full"]
+            needed = told[-1].get("needed_bytes", 0) if told else 0
+            if free_bytes(self._paths.data_root) > needed:
+                self._queue.resume(row.id)
+                self._say(f"{row.id} goes on: there is room on the disk again")
+
+    def _begin(self, claim: Claim) -> Attempt | None:
+        if (busy := self._gpu_is_busy(claim)) is not None:
+            self._queue.release(claim.job_id, claim.attempt, busy, again_in_s=GPU_WAIT_S)
+            return None
+        log_name = claim.log_name or self._log_name
         if log_name is None:
-            log_name = self._paths.create_log(claim.claimed_at)
-            self._queue.name_log(claim.job_id, claim.attempt, log_name)
-        if claim.attempt > 1:
-            self._queue.restart(claim.job_id, claim.attempt)
+            log_name = self._log_name = self._paths.create_log(claim.claimed_at)
+        self._queue.name_log(claim.job_id, claim.attempt, log_name)
         directory = self._paths.attempt(claim.job_id, claim.attempt)
         directory.mkdir(parents=True, exist_ok=True)
+        checkpoint = self._go_on_from(claim)
         runner = self._spawner.start(
             Assignment(
                 job_id=claim.job_id,
@@ -141,19 +219,71 @@ class Supervisor:
                 plot=self._paths.plot(log_name),
                 stream_budget=self._settings.stream_budget,
                 vram_fraction=self._settings.vram_fraction,
+                resume=self._resume(checkpoint) if checkpoint else None,
+                init_from=self._weights(claim.init_from) if claim.init_from else None,
+                curve=self._curve(claim.job_id) if checkpoint else (),
+                custom_prefixes=self._settings.custom_prefixes,
             )
         )
         self._say(f"{claim.job_id} attempt {claim.attempt} runs as process {runner.pid}, log {log_name}.txt")
-        return Attempt(claim, runner, Sampler(runner.pid, self._gpu), self._queue, self._paths)
+        sampler = Sampler(runner.pid, self._gpu)
+        return Attempt(claim, runner, sampler, self._queue, self._paths, clock=self._clock)
+
+    def _resume(self, at: Checkpoint) -> Resume:
+        return Resume(self._paths.job(at.job_id) / at.name, at.sha256)
+
+    def _weights(self, best: queue.Weights) -> Weights:
+        return Weights(self._paths.job(best.job_id) / best.file, best.sha256)
+
+    def _curve(self, job_id: str) -> tuple[Point, ...]:
+        with self._queue.database.reading() as connection:
+            epochs = since(connection, job_id, scopes=EPOCHS).epochs
+        return tuple(
+            Point(
+                epoch["epoch"],
+                epoch["train_loss"],
+                epoch["val_loss"],
+                epoch["train_accuracy"],
+                epoch["val_accuracy"],
+                is_best=epoch["best"],
+            )
+            for epoch in epochs
+        )
+
+    def _go_on_from(self, claim: Claim) -> Checkpoint | None:
+        """Find the newest resume checkpoint that can be read, and bring the job's rows to its position."""
+        at = claim.checkpoint
+        while at is not None and (why := unreadable(self._paths, at)) is not None:
+            self._say(f"{claim.job_id}: {why}; going back to the checkpoint before it")
+            at = self._queue.discard_checkpoint(claim.job_id, claim.attempt, at, why)
+        if claim.attempt > 1 or at is not None:
+            self._queue.resume_at(claim.job_id, claim.attempt, at)
+            sweep(self._paths, claim.job_id, self._queue.kept_files(claim.job_id))
+        return at
+
+    def _gpu_is_busy(self, claim: Claim) -> Reason | None:
+        if claim.config["device"] == "cpu":
+            return None
+        holders = self._gpu.holders()
+        vram = self._gpu.read()
+        if vram is None or sum(holders.values()) <= vram.total * (1 - self._settings.vram_fraction):
+            return None
+        named = ", ".join(f"process {pid} with {held / 2**30:.1f} GB" for pid, held in holders.items())
+        return Reason(
+            "gpu_busy", f"The GPU is held by {named}.", "End it, or wait: the job starts when it is free."
+        )
 
     def _end_attempt(self, attempt: Attempt) -> None:
         attempt.close()
         self.attempt = None
         job_id = attempt.claim.job_id
         try:
+            publish_reports(self._paths, job_id, attempt.claim.attempt)
+            sweep(self._paths, job_id, self._queue.kept_files(job_id))
             row = self._queue.get(job_id)
             self._say(f"{job_id} {row.status}" + (f" ({row.reason_code})" if row.reason_code else ""))
-            if row.finished_at is not None and crown(self._paths, job_id):
+            is_whole = row.best_sha256 is not None and is_published(self._paths, job_id, row.best_sha256)
+            if row.finished_at is not None and is_whole and crown(self._paths, job_id):
                 self._say(f"{job_id} is the champion")
         except (ServiceError, OSError) as error:
             self._say(f"{job_id} has ended, but: {error}")
@@ -168,6 +298,18 @@ def whoami() -> Owner:
         pid=os.getpid(),
         pid_start=psutil.Process().create_time(),
     )
+
+
+def free_bytes(path: Path) -> int:
+    """Measure the room on the disk of a path."""
+    return shutil.disk_usage(path).free
+
+
+def slot_of(path: Path) -> str:
+    """Name the slot of a data root, for good: a host may be renamed, a container made anew."""
+    with suppress(FileExistsError), path.open("x", encoding="ascii") as file:
+        file.write(secrets.token_hex(8))
+    return path.read_text(encoding="ascii")
 
 
 def hold_slot(path: Path) -> IO[str] | None:
@@ -222,10 +364,13 @@ def _serve(settings: Settings) -> int:
     gpu = machine(Gpu())
     device = f"{gpu['gpu']}, {gpu['vram_total'] / 2**30:.1f} GB" if gpu["gpu"] else "cpu"
     say(f"worker ready on {device}; waiting for jobs")
-    while not (supervisor.stopping and supervisor.is_idle):
-        supervisor.wait(supervisor.turn())
-    supervisor.leave()
-    database.dispose()
+    try:
+        while not (supervisor.stopping and (supervisor.is_idle or supervisor.is_stuck)):
+            supervisor.wait(supervisor.turn())
+        supervisor.leave()
+    finally:
+        supervisor.close()  # else Python would wait for the runner, whatever went wrong here
+        database.dispose()
     say("worker stopped")
     return 0
 

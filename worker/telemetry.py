@@ -35,10 +35,12 @@ class Vram:
 def ram(cgroup: Path = _CGROUP) -> Ram:
     """Measure the memory of the machine, or of the container when it has a limit of its own."""
     memory = psutil.virtual_memory()
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError):
         limit = int((cgroup / "memory.max").read_text())  # "max" = no limit: ValueError
         if limit < memory.total:
-            return Ram(int((cgroup / "memory.current").read_text()), limit)
+            counts = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+            # Files read long ago are given back at once when memory is wanted.
+            return Ram(int((cgroup / "memory.current").read_text()) - int(counts["inactive_file"]), limit)
     return Ram(memory.total - memory.available, memory.total)
 
 
@@ -79,6 +81,15 @@ class Gpu:
                 lambda: float(pynvml.nvmlDeviceGetTemperature(self._device, pynvml.NVML_TEMPERATURE_GPU))
             ),
         )
+
+    def holders(self) -> dict[int, int]:
+        """Tell which processes compute on the device, and how much of its memory each holds."""
+        if self._device is None:
+            return {}
+        with suppress(pynvml.NVMLError):
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._device)
+            return {process.pid: int(process.usedGpuMemory or 0) for process in running}
+        return {}
 
     def _process(self, pid: int | None) -> int | None:
         with suppress(pynvml.NVMLError):

@@ -74,6 +74,14 @@ async def json_body(request: Request) -> tuple[Any, list[Problem]]:
     return parse(body)
 
 
+async def json_body_or_none(request: Request) -> tuple[Any, list[Problem]]:
+    """Read the body as `json_body` does; none at all is an empty object."""
+    try:
+        return await json_body(request)
+    except EmptyBody:
+        return {}, []
+
+
 async def _read(request: Request) -> bytes:
     hint = "A job is a few kilobytes; put the data below the data root and name its path."
     length = request.headers.get("content-length", "")

@@ -65,7 +65,7 @@ def submit(
         return Json(plan(use, *body))
     row, is_new = admit(use, *body, idempotency_key)
     headers = {"Location": f"/jobs/{row.id}"} | ({} if is_new else {"Idempotent-Replay": "true"})
-    return Json(_rendered(use, row), 201 if is_new else 200, headers)
+    return Json(rendered(use, row), 201 if is_new else 200, headers)
 
 
 @router.get("/jobs", operation_id="list_jobs", response_model=schemas.JobPage)
@@ -101,7 +101,7 @@ async def read_job(
         request=request,
         services=use,
     )
-    body = await run_in_threadpool(lambda: encoded(_rendered(use, row)))
+    body = await run_in_threadpool(lambda: encoded(rendered(use, row)))
     etag = f'"{row.status}-{hashlib.sha256(body).hexdigest()[:20]}"'
     if matches(known, etag):
         return not_modified(etag)
@@ -112,10 +112,11 @@ async def read_job(
 def cancel(job_id: JobId, use: Use) -> Response:
     """Cancel a job: at once when it waits, else within seconds (202)."""
     row, is_done = use.queue.cancel(job_id)
-    return Json(_rendered(use, row), 200 if is_done else 202)
+    return Json(rendered(use, row), 200 if is_done else 202)
 
 
-def _rendered(use: Services, row: Row) -> dict[str, Any]:
+def rendered(use: Services, row: Row) -> dict[str, Any]:
+    """Render one job, with its standing in the queue."""
     return views.job(row, views.standing(use.queue, [row]))
 
 

@@ -81,6 +81,48 @@ SUBMIT: dict[str, Any] = {
 NOT_MODIFIED: dict[str, Any] = {"responses": {304: {"description": "Nothing has changed"}}}
 ORDER: dict[str, Any] = {"responses": {202: {"model": schemas.Job, "description": "The worker must act"}}}
 
+DRAIN: dict[str, Any] = {
+    "responses": {202: {"model": schemas.Line, "description": "A running job must be put back"}}
+}
+COPY: dict[str, Any] = {
+    "responses": {
+        200: {"model": schemas.Job, "description": "The first job of this key"},
+        201: SUBMIT["responses"][201],
+    }
+}
+_ID = {"type": "string", "description": "A job's id"}
+
+
+def _body(schema: dict[str, Any], example: dict[str, Any], media_type: str, *, is_required: bool) -> Any:
+    content = {media_type: {"schema": {"type": "object", **schema}, "example": example}}
+    return {"requestBody": {"required": is_required, "content": content}}
+
+
+CLONE: dict[str, Any] = COPY | {
+    "openapi_extra": _body(
+        {"description": "A JSON merge patch of the config"},
+        {"optimizer": {"lr": 3e-4}, "training": {"seed": 1}},
+        "application/merge-patch+json",
+        is_required=False,
+    )
+}
+EDIT: dict[str, Any] = {
+    "openapi_extra": _body(
+        {"description": "A JSON merge patch of name, tags, metadata, priority and not_before"},
+        {"name": "btc, second try", "priority": 5},
+        "application/merge-patch+json",
+        is_required=True,
+    )
+}
+MOVE: dict[str, Any] = {
+    "openapi_extra": _body(
+        {"properties": {"before": _ID, "after": _ID}, "minProperties": 1, "maxProperties": 1},
+        {"before": "01ARZ3NDEKTSV4RRFFQ69G5FAV"},
+        "application/json",
+        is_required=True,
+    )
+}
+
 
 def _file(media_type: str, description: str) -> dict[str, Any]:
     return {

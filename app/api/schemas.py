@@ -231,6 +231,8 @@ class Waiting(Answer):
 class Line(Answer):
     data: list[Waiting]
     has_more: bool
+    drained_at: datetime | None
+    """Since when no job is started; null = the queue is open."""
 
 
 class Health(Answer):

@@ -9,6 +9,7 @@ from app.api.explain import read_job, remainder
 from app.api.services import Services
 from app.errors import InvalidRequest, Problem
 from app.jobs.config import JobRequest
+from app.jobs.custom import custom_model_problems
 from app.jobs.model_size import UNKNOWN, model_size
 from app.jobs.queue import Row
 
@@ -16,14 +17,23 @@ if TYPE_CHECKING:
     from app.datasets.preflight import Preflight
 
 
-def admit(services: Services, value: Any, found: list[Problem], key: str | None) -> tuple[Row, bool]:
+def admit(
+    services: Services,
+    value: Any,
+    found: list[Problem],
+    key: str | None,
+    *,
+    parent_id: str | None = None,
+    is_retry: bool = False,
+) -> tuple[Row, bool]:
     """Queue the job a body describes, as (its row, whether it is new).
 
-    A repeated key returns the first job. Raises InvalidRequest with every problem.
+    A repeated key returns the first job. parent_id: the job it is made from; is_retry: it goes on from there.
+    Raises InvalidRequest with every problem.
     """
     request, problems = read_job(value, found)
     if request is not None and key is not None:
-        first = services.queue.submitted(request, key)
+        first = services.queue.submitted(request, key, parent_id)
         if first is not None:
             return first, False
     request, data = _checked(services, value, request, problems)
@@ -33,6 +43,8 @@ def admit(services: Services, value: Any, found: list[Problem], key: str | None)
         plan=_plan(request, data, UNKNOWN),
         warnings=_warnings(services, request, data),
         idempotency_key=key,
+        parent_id=parent_id,
+        is_retry=is_retry,
     )
 
 
@@ -43,7 +55,7 @@ def plan(services: Services, value: Any, found: list[Problem]) -> dict[str, Any]
     return {
         "config": request.model_dump(mode="json"),
         "warnings": _warnings(services, request, data),
-        **_plan(request, data, _model(request, data)),
+        **_plan(request, data, _model(services, request, data)),
     }
 
 
@@ -55,7 +67,13 @@ def _checked(
     data = None
     if known is not None:
         data = _preflight(services, known)
-        problems = [*problems, *services.queue.dead_dependencies(known.depends_on), *data.errors]
+        problems = [
+            *problems,
+            *services.queue.dead_dependencies(known.depends_on),
+            *services.queue.bad_start(known),
+            *custom_model_problems(known.model, services.settings.custom_prefixes),
+            *data.errors,
+        ]
     if problems or request is None or data is None:
         raise InvalidRequest(problems=problems)
     return request, data
@@ -74,7 +92,7 @@ def _plan(request: JobRequest, data: Preflight, model: Mapping[str, int | None])
     return plan_document(request, data.plan, model)
 
 
-def _model(request: JobRequest, data: Preflight) -> Mapping[str, int | None]:
+def _model(services: Services, request: JobRequest, data: Preflight) -> Mapping[str, int | None]:
     if data.dataset is None or data.plan is None:
         return UNKNOWN
     return model_size(
@@ -82,6 +100,7 @@ def _model(request: JobRequest, data: Preflight) -> Mapping[str, int | None]:
         window=request.data.window,
         shape=data.dataset.features.shape,
         num_classes=data.plan.num_classes,
+        custom_prefixes=services.settings.custom_prefixes,
     )
 
 

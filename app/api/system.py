@@ -70,10 +70,7 @@ def list_workers(use: Use) -> Response:
 @router.get("/queue", operation_id="read_queue", response_model=schemas.Line)
 def read_queue(query: Annotated[QueueQuery, Query()], use: Use) -> Response:
     """List the jobs that wait in the order they will run, and why they wait."""
-    rows = use.queue.line()
-    where = views.standing(use.queue, rows)
-    data = [views.waiting(row, where) for row in rows[: query.limit]]
-    return Json({"data": data, "has_more": len(rows) > query.limit})
+    return Json(views.line(use.queue, query.limit))
 
 
 def _missing(services: Services) -> list[Problem]:

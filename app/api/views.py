@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.jobs.config import TrainingConfig
+from app.jobs.eta import starts
 from app.jobs.queue import Queue
 from app.jobs.scores import scores
 from app.jobs.states import Status
@@ -25,24 +26,28 @@ class Standing:
     now: datetime
     places: Mapping[str, int]  # from 1
     unmet: Mapping[str, Sequence[str]]  # dependencies that have not succeeded
-    next_start: datetime | None  # when the first in line may start, as far as can be told
+    starts: Mapping[str, datetime]  # as far as can be told
+    drained_at: datetime | None  # null: the queue is open
 
 
 def standing(queue: Queue, rows: Sequence[Row]) -> Standing:
     """Look up what the rows that are queued wait for."""
     now = queue.now()
     if all(row.status != Status.QUEUED for row in rows):
-        return Standing(now, {}, {}, None)
-    places = {row.id: place for place, row in enumerate(queue.line(), 1)}
-    return Standing(now, places, queue.waiting(), _next_start(queue, now))
+        return Standing(now, {}, {}, {}, None)
+    line, unmet, drained_at = queue.line(), queue.waiting(), queue.drained_at()
+    places = {row.id: place for place, row in enumerate(line, 1)}
+    soon = {} if drained_at else starts(line, _free_at(queue, now), queue.speeds(), skipped=unmet)
+    return Standing(now, places, unmet, soon, drained_at)
 
 
-def _next_start(queue: Queue, now: datetime) -> datetime | None:
+def _free_at(queue: Queue, now: datetime) -> list[datetime | None]:
+    """Say when each slot gets free; null where nothing is measured yet."""
     running, _ = queue.page(statuses=[Status.RUNNING])
-    if not running:
-        return now if any(is_alive(row, now) for row in queue.workers()) else None
-    etas = [eta_s for row in running if (eta_s := progress(row)["eta_s"]) is not None]
-    return now + timedelta(seconds=min(etas)) if etas else None
+    etas = {row.slot: progress(row)["eta_s"] for row in running}
+    idle = [row.slot for row in queue.workers() if is_alive(row, now) and row.slot not in etas]
+    busy = [None if eta_s is None else now + timedelta(seconds=eta_s) for eta_s in etas.values()]
+    return [*(now for _ in idle), *busy]
 
 
 def job(row: Row, where: Standing) -> dict[str, Any]:
@@ -81,12 +86,7 @@ def reason(row: Row, where: Standing) -> dict[str, str | None]:
     if row.status == Status.QUEUED:
         code, message, hint = _queued_reason(row, where)
     elif row.status == Status.RUNNING:
-        asked = row.cancel_requested_at is not None
-        code, message, hint = (
-            "none",
-            "Asked to cancel; the worker obeys within seconds." if asked else None,
-            None,
-        )
+        code, message, hint = "none", _asked(row), None
     return {"code": code, "message": message, "hint": hint}
 
 
@@ -94,21 +94,30 @@ def _queued_reason(row: Row, where: Standing) -> tuple[str, str | None, str | No
     if unmet := where.unmet.get(row.id):
         listed = ", ".join(unmet[:3]) + (f" and {len(unmet) - 3} more" if len(unmet) > 3 else "")
         return "waiting_for_dependency", f"Waits until {listed} has succeeded.", None
-    is_early = row.run_after is not None and row.run_after > where.now
-    if is_early and row.reason_code != "backoff":
+    if row.not_before is not None and row.not_before > where.now:
         return "not_before", "Waits for its not_before time.", None
-    if row.reason_code == "preempted" or is_early:
+    if row.reason_code == "preempted":
         return row.reason_code, row.reason_message, row.reason_hint
+    if where.drained_at is not None:
+        return "draining", "The queue is drained: no job is started.", "POST /queue/open opens it again."
+    if row.run_after is not None and row.run_after > where.now:
+        return row.reason_code, row.reason_message, row.reason_hint  # backoff, gpu_busy
     return "none", None, None
+
+
+def _asked(row: Row) -> str | None:
+    """Say what a running job's worker has been asked to do."""
+    if row.cancel_requested_at is not None:
+        return "Asked to cancel; the worker obeys within seconds."
+    if row.pause_requested_at is not None:
+        return "Asked to pause; the worker saves and obeys."
+    return None
 
 
 def place(row: Row, where: Standing) -> dict[str, Any]:
     """Say where a job stands in the queue, and when it may start; null when it does not wait."""
     position = where.places.get(row.id) if row.status == Status.QUEUED else None
-    start = where.next_start if position == 1 and not where.unmet.get(row.id) else None
-    if start is not None and row.run_after is not None:
-        start = max(start, row.run_after)
-    return {"position": position, "eta_start": start}
+    return {"position": position, "eta_start": where.starts.get(row.id) if position else None}
 
 
 def progress(row: Row) -> dict[str, Any]:
@@ -181,6 +190,15 @@ def worker(row: Row, jobs: Mapping[str, str], now: datetime) -> dict[str, Any]:
 def is_alive(row: Row, now: datetime) -> bool:
     """Whether a worker's heartbeat is recent."""
     return bool((now - row.heartbeat_at).total_seconds() < WORKER_LATE_S)
+
+
+def line(queue: Queue, limit: int = 200) -> dict[str, Any]:
+    """Render the queue: who waits, in the order of their turn, and whether any is started at all."""
+    rows = queue.line()
+    where = standing(queue, rows)
+    drained_at = queue.drained_at() if where.drained_at is None else where.drained_at
+    data = [waiting(row, where) for row in rows[:limit]]
+    return {"data": data, "has_more": len(rows) > limit, "drained_at": drained_at}
 
 
 def waiting(row: Row, where: Standing) -> dict[str, Any]:

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from app.cli import render
 from app.cli.console import Output, OutputOption, put, put_json, stdout, talk
-from app.cli.failures import FAILED, USAGE, say_error
+from app.cli.data_section import (
+    GroupOption,
+    HorizonOption,
+    LabelEndOption,
+    LabelOption,
+    PathArgument,
+    TimestampOption,
+    WindowOption,
+    data_section,
+    refuse,
+)
+from app.cli.failures import FAILED
 from app.cli.roots import DataRoot
 from app.datasets.errors import DataError
 from app.datasets.inspect import inspect_dataset
 from app.errors import shown
-from app.jobs.config import DataConfig
 from app.settings import load
 
 MAX_FILES_SHOWN = 10
+MAX_ELEMENTS_SHOWN = 8
 _PARTS = ("train", "val", "test")
 
 
 def inspect(
-    path: Annotated[
-        str,
-        typer.Argument(help="File, folder or glob below the data root, e.g. demo.", show_default=False),
-    ],
-    group: Annotated[str | None, typer.Option(help="Column that separates series.")] = None,
-    timestamp: Annotated[str, typer.Option(help="Column of the time.")] = "timestamp",
-    label: Annotated[str, typer.Option(help="Column of the class.")] = "label",
-    window: Annotated[int, typer.Option(help="Rows in one sample.", min=1, max=65536)] = 32,
+    path: PathArgument,
+    group: GroupOption = None,
+    timestamp: TimestampOption = "timestamp",
+    label: LabelOption = "label",
+    label_end: LabelEndOption = None,
+    horizon_s: HorizonOption = None,
+    window: WindowOption = 32,
+    is_quick: Annotated[bool, typer.Option("--quick", help="Do not read the features.")] = False,
     data_root: DataRoot = None,
     output: OutputOption = Output.text,
 ) -> None:
@@ -42,33 +51,28 @@ def inspect(
 
     The exit code is 1 when a job could not train on it.
     """
-    root = load(data_root=data_root).data_root
+    settings = load(data_root=data_root)
+    root = settings.data_root
+    data = data_section(
+        root,
+        path,
+        group=group,
+        timestamp=timestamp,
+        label=label,
+        label_end=label_end,
+        horizon_s=horizon_s,
+        window=window,
+    )
     try:
-        data = DataConfig(
-            path=_below(root, path), group=group, timestamp=timestamp, label=label, window=window
-        )
-        found = inspect_dataset(root, data)
-    except ValidationError as error:
-        say_error(f"{shown(error.errors(include_url=False)[0]['msg'], 160)}")
-        raise typer.Exit(USAGE) from None
+        found = inspect_dataset(root, data, budget_bytes=settings.stream_budget, has_features=not is_quick)
     except DataError as error:
-        for problem in error.problems:
-            say_error(f"{problem.message} [{problem.code}]", problem.hint)
-        raise typer.Exit(FAILED) from None
+        raise refuse(error) from None
     if output is Output.json:
         put_json(found)
     else:
         _show(found, stdout())
     if found["errors"]:
         raise typer.Exit(FAILED)
-
-
-def _below(root: Path, path: str) -> str:
-    """Accept a path as the shell completes it (data/demo), besides one below the data root (demo)."""
-    given, home = Path(path).resolve(), root.resolve()
-    if not (root / path).exists() and given.exists() and given != home and given.is_relative_to(home):
-        return given.relative_to(home).as_posix()
-    return path
 
 
 def _show(found: dict[str, Any], console: Console) -> None:
@@ -107,6 +111,8 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     columns = ", ".join(shown(name, 32) for name in features["columns"][:8])
     more = f" and {len(features['columns']) - 8} more" if len(features["columns"]) > 8 else ""
     yield "features", f"{features['dtype']} {features['shape']} as {features['layout']}: {columns}{more}"
+    if found["feature_values"]:
+        yield from _values(found["feature_values"])
     yield "label", f"{shown(found['label'])}: {_balance(found, list(found['label_counts'].values()))}"
     ends = shown(found["label_end"]) if found["label_end"] else "no label_end column"
     yield "label end", f"{ends}, horizon {found['horizon_s']:g} s"
@@ -119,6 +125,18 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         known = {key: value for key, value in found["metadata"].items() if value is not None}
         yield "metadata", ", ".join(f"{key} {shown(value)}" for key, value in known.items())
     yield "content", found["fingerprint"]
+
+
+def _values(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for element in values["elements"][:MAX_ELEMENTS_SHOWN]:
+        yield (
+            "",
+            f"{element['name']}  {element['min']:.4g} to {element['max']:.4g}, mean {element['mean']:.4g},"
+            f" deviation {element['deviation']:.4g}",
+        )
+    if values["num_elements"] > MAX_ELEMENTS_SHOWN:
+        yield "", f"and {values['num_elements'] - MAX_ELEMENTS_SHOWN} more"
+    yield "values", f"{values['non_finite']:,} not finite, {values['constant']:,} features never change"
 
 
 def _balance(found: dict[str, Any], counts: list[int]) -> str:

@@ -25,6 +25,10 @@ COMMANDS = {
     "logs": Lazy("app.cli.logs:logs", "Print a job's log.", _JOBS),
     "pull": Lazy("app.cli.pull:pull", "Download a job's best checkpoint, verified.", _JOBS),
     "cancel": Lazy("app.cli.cancel:cancel", "Stop a job for good.", _JOBS),
+    "predict": Lazy("app.cli.predict:predict", "Classify a dataset with a job's best checkpoint.", _JOBS),
+    "export": Lazy(
+        "app.cli.export:export", "Write a best checkpoint as safetensors, ONNX or torch.export.", _JOBS
+    ),
 }
 
 DATA_COMMANDS = {

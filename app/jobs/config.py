@@ -16,8 +16,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     StringConstraints,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -174,37 +176,253 @@ class MlpConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-ModelConfig = Annotated[VivitConfig | MlpConfig, Field(discriminator="name")]
+class TransformerConfig(Section):
+    """A projection per row, transformer encoder over time."""
+
+    name: Literal["transformer"] = "transformer"
+    d_model: Annotated[int, Field(ge=2, le=4096)] = 128
+    heads: Annotated[int, Field(ge=1, le=64)] = 4
+    layers: Annotated[int, Field(ge=1, le=64)] = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model ({self.d_model}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class TcnConfig(Section):
+    """A projection per row, dilated causal convolutions over time."""
+
+    name: Literal["tcn"] = "tcn"
+    d_model: Annotated[int, Field(ge=1, le=4096)] = 64
+    kernel_size: Annotated[int, Field(ge=2, le=64)] = 3
+    layers: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Residual blocks, each of twice the dilation; null = as many as it takes to see the whole window."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class LstmConfig(Section):
+    """A projection per row, long short-term memory over time."""
+
+    name: Literal["lstm"] = "lstm"
+    d_model: Annotated[int, Field(ge=1, le=4096)] = 64
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 128
+    layers: Annotated[int, Field(ge=1, le=16)] = 1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class GruConfig(Section):
+    """A projection per row, gated recurrent units over time."""
+
+    name: Literal["gru"] = "gru"
+    d_model: Annotated[int, Field(ge=1, le=4096)] = 64
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 128
+    layers: Annotated[int, Field(ge=1, le=16)] = 1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class CnnLstmConfig(Section):
+    """DeepLOB: convolutions over price levels, inception module and LSTM over time."""
+
+    name: Literal["cnn_lstm"] = "cnn_lstm"
+    channels: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Of each convolution; twice as many of the inception module's branches."""
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+def _finite(value: Any) -> Any:
+    json.dumps(value, allow_nan=False)  # ValueError: "Out of range float values are not JSON compliant"
+    return value
+
+
+class CustomConfig(Section):
+    """A model of the operator's own: refused unless SAIMP_CUSTOM_MODELS allows its module."""
+
+    name: Literal["custom"] = "custom"
+    target: Annotated[
+        str,
+        StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=256),
+    ]
+    """Where the class is: module:Class."""
+    params: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$", max_length=64)], JsonValue],
+        Field(max_length=64),
+        AfterValidator(_finite),
+    ] = {}
+    """Keyword arguments, besides window, shape and num_classes."""
+
+
+ModelConfig = Annotated[
+    VivitConfig
+    | MlpConfig
+    | TransformerConfig
+    | TcnConfig
+    | LstmConfig
+    | GruConfig
+    | CnnLstmConfig
+    | CustomConfig,
+    Field(discriminator="name"),
+]
 
 ClassWeights = Annotated[list[Annotated[float, Field(ge=0, le=1e9)]], Field(min_length=2, max_length=256)]
 
 
+def _some_weight(weights: Any) -> Any:
+    if isinstance(weights, list) and not any(weights):
+        raise ValueError("at least one class weight must be above 0")
+    return weights
+
+
+ClassWeightsChoice = Annotated[ClassWeights | Literal["auto"] | None, AfterValidator(_some_weight)]
+
+
 class CrossEntropyConfig(Section):
     name: Literal["cross_entropy"] = "cross_entropy"
-    class_weights: ClassWeights | Literal["auto"] | None = "auto"
+    class_weights: ClassWeightsChoice = "auto"
     """One weight a class; null = all 1; "auto" = [1, 10, 10, 20] when K = 4, else null."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    @field_validator("class_weights")
-    @classmethod
-    def _some_weight(cls, weights: Any) -> Any:
-        if isinstance(weights, list) and not any(weights):
-            raise ValueError("at least one class weight must be above 0")
-        return weights
+
+class FocalConfig(Section):
+    """Cross-entropy that looks away from what is already easy."""
+
+    name: Literal["focal"] = "focal"
+    class_weights: ClassWeightsChoice = "auto"
+    """Alpha, one a class; null = all 1; "auto" = [1, 10, 10, 20] when K = 4, else null."""
+    gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Focus: 0 is cross-entropy."""
+
+
+CostMatrix = Annotated[
+    list[Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=2, max_length=256)]],
+    Field(min_length=2, max_length=256),
+]
+
+
+class OrdinalConfig(Section):
+    """Cross-entropy plus the expected cost of confusing ordered classes."""
+
+    name: Literal["ordinal"] = "ordinal"
+    class_weights: ClassWeightsChoice = "auto"
+    """One weight a class; null = all 1; "auto" = [1, 10, 10, 20] when K = 4, else null."""
+    cost: CostMatrix | None = None
+    """cost[label][prediction], KxK, 0 on the diagonal; null = ((label - prediction) / (K - 1)) squared."""
+    cost_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """What the expected cost counts for beside the cross-entropy."""
+
+    @model_validator(mode="after")
+    def _is_square(self) -> Self:
+        if self.cost is not None:
+            if any(len(row) != len(self.cost) for row in self.cost):
+                raise ValueError("cost must have as many columns as rows")
+            if any(row[k] for k, row in enumerate(self.cost)):
+                raise ValueError("cost must be 0 on the diagonal")
+            if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.cost):
+                raise ValueError("cost and class_weights must be of the same number of classes")
+        return self
+
+
+LossConfig = Annotated[CrossEntropyConfig | FocalConfig | OrdinalConfig, Field(discriminator="name")]
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# Not strict: by the time it is a tuple's turn, JSON has become Python, where strictness wants a tuple.
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 
 
 class AdamWConfig(Section):
     name: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-5
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
 
 
-class ScheduleConfig(Section):
+class AdamW8BitConfig(Section):
+    """AdamW with its state in 8 bits; needs the package bitsandbytes where the worker runs."""
+
+    name: Literal["adamw_8bit"] = "adamw_8bit"
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    betas: Betas = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+
+
+class SgdConfig(Section):
+    name: Literal["sgd"] = "sgd"
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-5
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+OptimizerConfig = Annotated[AdamWConfig | AdamW8BitConfig | SgdConfig, Field(discriminator="name")]
+
+WarmupSteps = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class ConstantConfig(Section):
     name: Literal["constant"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    warmup_steps: WarmupSteps = 0
     """Optimizer steps over which the learning rate rises linearly from 0."""
+
+
+class LinearConfig(Section):
+    """A straight line from lr down to final_ratio x lr at the end of the last epoch."""
+
+    name: Literal["linear"] = "linear"
+    warmup_steps: WarmupSteps = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    final_ratio: Fraction = 0.0
+
+
+class CosineConfig(Section):
+    """Half a cosine from lr down to final_ratio x lr at the end of the last epoch."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup_steps: WarmupSteps = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    final_ratio: Fraction = 0.0
+
+
+class OneCycleConfig(Section):
+    """Up from lr / div_factor to lr, then down to lr / div_factor / final_div_factor, by half cosines."""
+
+    name: Literal["one_cycle"] = "one_cycle"
+    warmup_steps: WarmupSteps = 0
+    """Optimizer steps of the way up; 0 = pct_start of all steps."""
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of all steps on the way up."""
+    div_factor: Annotated[float, Field(ge=1, le=1e9)] = 25.0
+    final_div_factor: Annotated[float, Field(ge=1, le=1e9)] = 1e4
+
+
+class PlateauConfig(Section):
+    """A lower learning rate when the validation loss no longer falls."""
+
+    name: Literal["plateau"] = "plateau"
+    warmup_steps: WarmupSteps = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: Annotated[int, Field(ge=0, le=100_000)] = 1
+    """Validations without improvement that are borne before the learning rate falls."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    """What counts as improvement, relative to the best loss."""
+    min_ratio: Fraction = 0.0
+    """The learning rate never falls below this share of lr."""
+
+
+ScheduleConfig = Annotated[
+    ConstantConfig | LinearConfig | CosineConfig | OneCycleConfig | PlateauConfig, Field(discriminator="name")
+]
 
 
 class TrainingConfig(Section):
@@ -218,10 +436,13 @@ class TrainingConfig(Section):
     loss_reduction: Literal["effective_batch", "micro_batch"] = "effective_batch"
     """effective_batch: exact weighted mean; micro_batch: the classic loss / accumulation_steps."""
     clip_grad_norm: Annotated[float, Field(gt=0, le=1e9)] | None = None
-    activation_checkpointing: Annotated[bool, NotYet] = False
-    compile: Annotated[bool, NotYet] = False
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time, the same numbers."""
+    compile: bool = False
+    """Compile the model; one that does not compile runs as it is, with a warning."""
     tf32: bool = False
-    ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, NotYet] = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, evaluated and saved in their place; null = off."""
     seed: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
     deterministic: bool = False
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -279,6 +500,9 @@ class LimitsConfig(Section):
     """Running time over all attempts."""
 
 
+DEFAULT_NAMES = {"loss": "cross_entropy", "optimizer": "adamw", "schedule": "constant"}
+
+
 class JobRequest(Section):
     """One training job. Only `data.path` is required."""
 
@@ -305,9 +529,9 @@ class JobRequest(Section):
 
     data: DataConfig
     model: ModelConfig = VivitConfig()
-    loss: CrossEntropyConfig = CrossEntropyConfig()
-    optimizer: AdamWConfig = AdamWConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    loss: LossConfig = CrossEntropyConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = ConstantConfig()
     training: TrainingConfig = TrainingConfig()
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     """auto = fp16 with GradScaler on CUDA, fp32 on CPU."""
@@ -317,6 +541,14 @@ class JobRequest(Section):
     """On the validation loss; null = off."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     limits: LimitsConfig = LimitsConfig()
+
+    @field_validator("loss", "optimizer", "schedule", mode="before")
+    @classmethod
+    def _default_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """A section without a name is one of the default's."""
+        if isinstance(value, dict) and "name" not in value:
+            return {"name": DEFAULT_NAMES[str(info.field_name)], **value}
+        return value
 
     @field_validator("early_stopping", mode="before")
     @classmethod

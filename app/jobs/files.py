@@ -33,6 +33,9 @@ class Paths:
     def worker_lock(self) -> Path:
         return self.data_root / ".worker.lock"
 
+    def worker_slot(self) -> Path:
+        return self.data_root / ".worker.slot"
+
     def log(self, log_name: str) -> Path:
         return self.logs_root / f"{log_name}.txt"
 

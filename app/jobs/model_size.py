@@ -15,7 +15,12 @@ UNKNOWN: Mapping[str, int | None] = {"parameters": None, "flops_per_sample": Non
 
 
 def model_size(
-    config: ModelConfig, *, window: int, shape: Sequence[int], num_classes: int
+    config: ModelConfig,
+    *,
+    window: int,
+    shape: Sequence[int],
+    num_classes: int,
+    custom_prefixes: Sequence[str] = (),
 ) -> Mapping[str, int | None]:
     """Count parameters and the floating-point operations of one forward pass; nulls when that fails.
 
@@ -26,6 +31,7 @@ def model_size(
         "window": window,
         "shape": list(shape),
         "num_classes": num_classes,
+        "allowed_prefixes": list(custom_prefixes),
     }
     try:
         return _ask(canonical(question))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from app.db import UtcTime
+from app.db import Finite, UtcTime
 from app.jobs.states import FINAL, Status
 
 metadata = sa.MetaData(
@@ -37,11 +37,15 @@ job = sa.Table(
     sa.Column("reason_message", sa.Text),
     sa.Column("reason_hint", sa.Text),
     sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("run_after", UtcTime),  # not_before, or the end of a crash's backoff
+    # Inside equal priority the higher place runs first. It counts down with every submit; a move sets it.
+    sa.Column("place", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("not_before", UtcTime),
+    sa.Column("run_after", UtcTime),  # the end of a crash's backoff, or the next look at a busy GPU
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),  # the fencing token: only grows
     sa.Column("crashes", sa.Integer, nullable=False),
     sa.Column("cancel_requested_at", UtcTime),
+    sa.Column("pause_requested_at", UtcTime),
     sa.Column("config", sa.JSON, nullable=False),
     sa.Column("config_hash", sa.String(64), nullable=False),
     sa.Column("resolved", NULLABLE_JSON),
@@ -49,27 +53,32 @@ job = sa.Table(
     sa.Column("warnings", sa.JSON, nullable=False),
     sa.Column("data_fingerprint", sa.String(64)),
     sa.Column("idempotency_key", sa.String(255)),
+    sa.Column("request_hash", sa.String(64)),  # of what came with the key
     sa.Column("parent_id", sa.String(26)),
+    # A retry goes on from this job's newest checkpoint up to this one, until it has its own.
+    sa.Column("inherits_id", sa.String(26)),
+    sa.Column("inherits_seq", sa.BigInteger),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("started_at", UtcTime),
     sa.Column("attempt_started_at", UtcTime),
     sa.Column("finished_at", UtcTime),
-    sa.Column("runtime_s", sa.Float, nullable=False),  # of ended attempts
+    sa.Column("runtime_s", Finite, nullable=False),  # of ended attempts
     sa.Column("log_name", sa.String(64)),
     # Who runs it: {host, boot_id, pid, pid_start}.
-    sa.Column("slot", sa.String(32)),
+    sa.Column("slot", sa.String(255)),
     sa.Column("owner", NULLABLE_JSON),
     sa.Column("heartbeat_at", UtcTime),
+    sa.Column("lease_until", UtcTime),  # by the server's clock; matters only between hosts
     # Progress of the running attempt.
     sa.Column("epoch", sa.Integer),
     sa.Column("epochs", sa.Integer),
     sa.Column("batch", sa.Integer),
     sa.Column("batches", sa.Integer),
-    sa.Column("samples_per_s", sa.Float),
+    sa.Column("samples_per_s", Finite),
     # The best so far.
     sa.Column("best_epoch", sa.Integer),
-    sa.Column("best_val_loss", sa.Float),
-    sa.Column("best_val_accuracy", sa.Float),
+    sa.Column("best_val_loss", Finite),
+    sa.Column("best_val_accuracy", Finite),
     sa.Column("best_file", sa.Text),  # below the job's folder; immutable
     sa.Column("best_sha256", sa.String(64)),
     sa.Column("best_bytes", sa.BigInteger),
@@ -91,14 +100,7 @@ job = sa.Table(
     ),
     sa.CheckConstraint("attempt >= 0 AND crashes >= 0 AND seq >= 0", name="counters"),
     sa.CheckConstraint("priority BETWEEN -1000 AND 1000", name="priority"),
-    sa.Index("ix_job_status", "status"),
-    sa.Index(
-        "ix_job_claim",
-        "priority",
-        "id",
-        sqlite_where=sa.text("status = 'queued'"),
-        postgresql_where=sa.text("status = 'queued'"),
-    ),
+    sa.Index("ix_job_claim", "status", "priority", "place"),
     sa.Index(
         "uq_job_slot",
         "slot",
@@ -140,10 +142,10 @@ batch_row = sa.Table(
     sa.Column("batch", sa.BigInteger, primary_key=True),
     sa.Column("seq", sa.BigInteger, nullable=False),
     sa.Column("step", sa.BigInteger, nullable=False),
-    sa.Column("loss", sa.Float),  # null = not finite
-    sa.Column("accuracy", sa.Float),
-    sa.Column("lr", sa.Float),
-    sa.Column("grad_norm", sa.Float),
+    sa.Column("loss", Finite),  # null = not finite
+    sa.Column("accuracy", Finite),
+    sa.Column("lr", Finite),
+    sa.Column("grad_norm", Finite),
     sa.Column("time", UtcTime, nullable=False),
     sa.Index("ix_batch_row_seq", "job_id", "seq"),
     sqlite_with_rowid=False,
@@ -156,19 +158,40 @@ epoch_row = sa.Table(
     sa.Column("epoch", sa.Integer, primary_key=True),
     sa.Column("seq", sa.BigInteger, nullable=False),
     sa.Column("time", UtcTime, nullable=False),
-    sa.Column("train_loss", sa.Float),
-    sa.Column("train_accuracy", sa.Float),
-    sa.Column("val_loss", sa.Float),
-    sa.Column("val_accuracy", sa.Float),
+    sa.Column("train_loss", Finite),
+    sa.Column("train_accuracy", Finite),
+    sa.Column("val_loss", Finite),
+    sa.Column("val_accuracy", Finite),
     sa.Column("best", sa.Boolean, nullable=False),
-    sa.Column("lr", sa.Float),
-    sa.Column("duration_s", sa.Float),
-    sa.Column("samples_per_s", sa.Float),
-    sa.Column("ece", sa.Float),
+    sa.Column("best_file", sa.Text),  # of a best: what the job's columns go back to when it resumes here
+    sa.Column("best_sha256", sa.String(64)),
+    sa.Column("best_bytes", sa.BigInteger),
+    sa.Column("lr", Finite),
+    sa.Column("duration_s", Finite),
+    sa.Column("samples_per_s", Finite),
+    sa.Column("ece", Finite),
     sa.Column("confusion", sa.JSON, nullable=False),  # scores are computed from it when read
     sa.Column("ram_peak", sa.BigInteger),
     sa.Column("vram_peak", sa.BigInteger),
     sa.Column("skipped_steps", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Resume checkpoints: a file counts only through its row.
+checkpoint = sa.Table(
+    "checkpoint",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("batch", sa.BigInteger, nullable=False),
+    sa.Column("step", sa.BigInteger, nullable=False),  # optimizer steps applied before it
+    sa.Column("is_epoch_trained", sa.Boolean, nullable=False),  # validation is pending
+    sa.Column("name", sa.Text, nullable=False),  # below the job's folder; immutable
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -181,13 +204,13 @@ system_row = sa.Table(
     sa.Column("ram_used", sa.BigInteger),
     sa.Column("ram_total", sa.BigInteger),
     sa.Column("process_rss", sa.BigInteger),
-    sa.Column("cpu_percent", sa.Float),
+    sa.Column("cpu_percent", Finite),
     sa.Column("vram_used", sa.BigInteger),
     sa.Column("vram_total", sa.BigInteger),
     sa.Column("vram_process", sa.BigInteger),
     sa.Column("vram_torch_peak", sa.BigInteger),
-    sa.Column("gpu_percent", sa.Float),
-    sa.Column("gpu_temperature", sa.Float),
+    sa.Column("gpu_percent", Finite),
+    sa.Column("gpu_temperature", Finite),
     sqlite_with_rowid=False,
 )
 
@@ -195,9 +218,20 @@ system_row = sa.Table(
 worker = sa.Table(
     "worker",
     metadata,
-    sa.Column("slot", sa.String(32), primary_key=True),
+    sa.Column("slot", sa.String(255), primary_key=True),
     sa.Column("owner", sa.JSON, nullable=False),
     sa.Column("machine", sa.JSON, nullable=False),
     sa.Column("started_at", UtcTime, nullable=False),
     sa.Column("heartbeat_at", UtcTime, nullable=False),
+)
+
+# One row: the way into the queue, and out of it.
+gate = sa.Table(
+    "gate",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("last_place", sa.BigInteger, nullable=False),
+    sa.Column("drained_at", UtcTime),  # null: open
+    sa.Column("is_preempting", sa.Boolean, nullable=False),  # drained, and running jobs are put back
+    sa.CheckConstraint("id = 1", name="one_row"),
 )

@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("finished_at", app.db.UtcTime(), nullable=True),
         sa.Column("runtime_s", sa.Float(), nullable=False),
         sa.Column("log_name", sa.String(length=64), nullable=True),
-        sa.Column("slot", sa.String(length=32), nullable=True),
+        sa.Column("slot", sa.String(length=255), nullable=True),
         sa.Column("owner", sa.JSON(), nullable=True),
         sa.Column("heartbeat_at", app.db.UtcTime(), nullable=True),
         sa.Column("epoch", sa.Integer(), nullable=True),
@@ -106,7 +106,7 @@ def upgrade() -> None:
 
     op.create_table(
         "worker",
-        sa.Column("slot", sa.String(length=32), nullable=False),
+        sa.Column("slot", sa.String(length=255), nullable=False),
         sa.Column("owner", sa.JSON(), nullable=False),
         sa.Column("machine", sa.JSON(), nullable=False),
         sa.Column("started_at", app.db.UtcTime(), nullable=False),

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +14,18 @@ import pytest
 import torch
 
 from app.jobs.metrics import since
-from app.jobs.queue import Queue, Row
+from app.jobs.queue import Queue
 from app.jobs.states import Status
-from tests.factories import make_database, make_request, write_dataset
-from tests.processes import Process, eventually, is_gone, started
+from tests.acceptance.site import ENDLESS, QUICK, Site, ended, log_of, open_queue, runner_pid, submit, worker
+from tests.factories import make_request, write_dataset
+from tests.processes import eventually, is_gone, started
 from worker.models.load import load
-
-QUICK: dict[str, Any] = {
-    "model": {"name": "mlp", "d_model": 8, "hidden": 8},
-    "training": {"epochs": 2, "threads": 1},
-    "data": {"path": "demo", "window": 4, "horizon_s": 0.0},
-}
-ENDLESS: dict[str, Any] = {
-    **QUICK,
-    "training": {"epochs": 100_000, "threads": 1},
-    "early_stopping": {"patience": None},
-}
-
-
-@contextmanager
-def open_queue(root: Path) -> Iterator[Queue]:
-    write_dataset(root / "data" / "demo", rows=400)
-    database = make_database(root / "data")
-    yield Queue(database)
-    database.dispose()
 
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[Queue]:
     with open_queue(tmp_path) as queue:
         yield queue
-
-
-@contextmanager
-def worker(root: Path) -> Iterator[Process]:
-    with started("-m", "worker", root=root) as process:
-        process.says("worker ready")
-        yield process
-
-
-@dataclass(frozen=True)
-class Site:
-    """A worker at work, shared by the tests that leave it alive."""
-
-    root: Path
-    queue: Queue
-    process: Process
 
 
 @pytest.fixture(scope="module")
@@ -78,31 +42,6 @@ def site(open_site: Site) -> Iterator[Site]:
         if row.finished_at is None:
             open_site.queue.cancel(row.id)
             ended(open_site.queue, row.id)
-
-
-def submit(queue: Queue, **sections: Any) -> str:
-    return str(queue.submit(make_request(**{**QUICK, **sections}))[0].id)
-
-
-def ended(queue: Queue, job_id: str) -> Row:
-    def final() -> Row | None:
-        row = queue.get(job_id)
-        return row if row.finished_at is not None else None
-
-    row = eventually(final, within_s=60, what="the end of the job")
-    assert row is not None
-    return row
-
-
-def runner_pid(queue: Queue, process: Process, job_id: str) -> int:
-    """Wait until the job trains, and find the process that trains it."""
-    eventually(lambda: (queue.get(job_id).epoch or 0) >= 2, what="the second epoch")
-    line = [line for line in process.output.splitlines() if job_id in line and "runs as process" in line][-1]
-    return int(line.split("runs as process ")[1].split(",")[0])
-
-
-def log_of(root: Path, row: Row) -> str:
-    return (root / "logs" / f"{row.log_name}.txt").read_text()
 
 
 def test_a_job_trains_to_its_end(site: Site) -> None:

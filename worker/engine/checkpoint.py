@@ -1,17 +1,27 @@
-"""The best checkpoint on disk: plain weights, whole or not at all."""
+"""Checkpoints on disk: immutable, named by content, whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from worker.engine.events import BestFile
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file on disk, named by its content."""
+
+    name: str
+    sha256: str
+    size: int
 
 
 def save_best(
@@ -27,28 +37,62 @@ def save_best(
     Equal weights give equal bytes. Readable by `torch.load(path, weights_only=True)` on any machine.
     """
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    unnamed = directory / f".best-e{epoch:04d}.tmp"
+    written = write(weights, directory, f"best-e{epoch:04d}", ".pth")
+    return BestFile(
+        name=written.name,
+        sha256=written.sha256,
+        size=written.size,
+        previous_loss=previous_loss,
+        sidecar={**sidecar, "sha256": written.sha256, "epoch": epoch},
+    )
+
+
+def write(
+    content: Any, directory: Path, stem: str, suffix: str, is_abandoned: Callable[[], bool] = lambda: False
+) -> Written:
+    """Save tensors to an immutable file `{stem}-{sha256[:16]}{suffix}`: whole and durable, or not there.
+
+    is_abandoned: asked as it goes; raises Abandoned.
+    """
+    unnamed = directory / f".{stem}.tmp"
     try:
-        with unnamed.open("w+b") as file:
+        with unnamed.open("wb") as file:
+            hashing = _Hashing(file, is_abandoned)
             # Through a file object: given a path, torch writes the file's name into the archive.
-            torch.save(weights, file)
+            torch.save(content, hashing)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
-            size = file.tell()
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        name = f"best-e{epoch:04d}-{sha256[:16]}.pth"
+        sha256 = hashing.digest.hexdigest()
+        name = f"{stem}-{sha256[:16]}{suffix}"
         unnamed.rename(directory / name)
     finally:
         unnamed.unlink(missing_ok=True)
     _fsync_folder(directory)
-    return BestFile(
-        name=name,
-        sha256=sha256,
-        size=size,
-        previous_loss=previous_loss,
-        sidecar={**sidecar, "sha256": sha256, "epoch": epoch},
-    )
+    return Written(name, sha256, hashing.size)
+
+
+class Abandoned(Exception):
+    """Nobody wants the file any more."""
+
+
+class _Hashing:
+    """What torch writes to: the bytes go to the file and into their hash, in order."""
+
+    def __init__(self, file: BinaryIO, is_abandoned: Callable[[], bool]) -> None:
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self._file = file
+        self._is_abandoned = is_abandoned
+
+    def write(self, data: bytes) -> int:
+        if self._is_abandoned():
+            raise Abandoned
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

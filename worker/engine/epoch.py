@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, Literal
 
@@ -16,39 +16,80 @@ from worker.engine.run import Memory, Run
 from worker.engine.step import train_step
 from worker.engine.tally import Counted, Tally
 
+# Visits the resume checkpoints at a boundary.
+Keep = Callable[["Epoch"], Generator[Event, None, None]]
+
+PEAKS: tuple[Literal["ram_used", "vram_torch_peak"], ...] = ("ram_used", "vram_torch_peak")
+
 
 class Epoch:
     """Train on every sample once, in order, and account for it."""
 
-    def __init__(self, run: Run, number: int) -> None:
-        self.number = number
+    def __init__(self, run: Run) -> None:
+        self.number = run.num_epochs + 1
         self.num_samples = len(run.splits.train)
+        self.trained = 0  # samples
+        self.is_trained = False
+        self.is_resumed = run.epoch_state is not None
         self._run = run
         self._tally = Tally(run.num_classes, run.device)
-        self._trained = 0  # samples
-        self._started = self._timed_at = time.perf_counter()
-        self._timed = 0  # samples whose speed was reported
         self._train_s = 0.0
-        self._memory: list[Memory] = []
+        self._peaks: dict[str, int] = {}
+        self._started = time.perf_counter()
+        if run.epoch_state is not None:
+            self._restore(run.epoch_state)
+        self._timed_at, self._timed = time.perf_counter(), self.trained  # samples whose speed was reported
 
     @property
     def num_batches(self) -> int:
         """Count the nominal micro-batches."""
         return -(-self.num_samples // self._run.resolved.nominal_batch)
 
-    def train(self) -> Generator[Event, None, None]:
-        """Take the epoch's steps; stop early when the run diverges."""
+    @property
+    def batch(self) -> int:
+        """The nominal micro-batch of the next sample."""
+        if self.is_trained:
+            return self.num_batches
+        return self.trained // self._run.resolved.nominal_batch
+
+    def train(self, keep: Keep) -> Generator[Event, None, None]:
+        """Take the epoch's steps, or what is left of them; stop early when the run diverges."""
         run = self._run
-        run.skipped_steps = 0
-        with closing(run.splits.train.batches(run.resolved.effective_batch)) as steps:
+        if not self.is_resumed:
+            run.skipped_steps = 0
+        steps = run.splits.train.batches(run.resolved.effective_batch, skip=self.trained, epoch=self.number)
+        with closing(steps):
+            yield from keep(self)
             for samples in steps:
                 counted = yield from train_step(run, samples, self.number)
                 yield from self._report(counted, len(samples))
                 if run.is_diverging:
                     break
+                if self.trained < self.num_samples:
+                    yield from keep(self)
         run.settle()
         self._tally.read()
         self._train_s = time.perf_counter() - self._started
+        self.is_trained = True
+
+    def state(self) -> dict[str, Any]:
+        """Copy where the epoch stands to the CPU, as plain values and tensors."""
+        return {
+            "trained": self.trained,
+            "is_trained": self.is_trained,
+            "elapsed_s": time.perf_counter() - self._started,
+            "train_s": self._train_s,
+            "peaks": dict(self._peaks),
+            "tally": self._tally.state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.trained = state["trained"]
+        self.is_trained = state["is_trained"]
+        self._started -= state["elapsed_s"]
+        self._train_s = state["train_s"]
+        self._peaks = dict(state["peaks"])
+        self._tally.restore(state["tally"])
 
     def close(self, val: Evaluation) -> Generator[Event, None, None]:
         """Take in the validation and, when it is the best so far, save the weights: one event."""
@@ -56,12 +97,17 @@ class Epoch:
         previous_loss = run.stopping.best_loss if run.best else None
         if run.stopping.update(val.loss):
             yield PhaseChanged("saving")
-            run.best = self._save(val, previous_loss)
+            with run.averaged():
+                run.best = self._save(val, previous_loss)
             best = run.best
         else:
             best = None
+        lr = run.schedule.at(max(1, run.num_steps))
+        run.schedule.validated(val.loss)
         train = self._tally.total
         self._observe_memory()
+        run.num_epochs += 1
+        run.epoch_state = None
         yield EpochDone(
             epoch=self.number,
             train_loss=run.loss.mean(train.loss_sum, train.support),
@@ -71,12 +117,12 @@ class Epoch:
             confusion=val.confusion,
             train_confusion=train.confusion,
             ece=val.ece,
-            lr=run.schedule.at(max(1, run.num_steps)),
+            lr=lr,
             duration_s=time.perf_counter() - self._started,
-            samples_per_s=self._trained / self._train_s,
+            samples_per_s=self.trained / self._train_s,
             skipped_steps=run.skipped_steps,
-            ram_peak=self._peak("ram_used"),
-            vram_peak=self._peak("vram_torch_peak"),
+            ram_peak=self._peaks.get("ram_used"),
+            vram_peak=self._peaks.get("vram_torch_peak"),
             stale_epochs=run.stopping.stale_epochs,
             patience=run.stopping.patience,
             best=best,
@@ -85,7 +131,7 @@ class Epoch:
     def _report(self, counted: Counted | None, num_samples: int) -> Generator[BatchDone, None, None]:
         """Yield the metric rows that fall due in a step, each over the samples since the row before it."""
         run = self._run
-        first, last = self._trained, self._trained + num_samples
+        first, last = self.trained, self.trained + num_samples
         reported, speed = 0, None
         for batch, end in self._rows_due(first, last):
             step = run.num_steps + 1
@@ -112,8 +158,8 @@ class Epoch:
                 **self._observe_memory(),
             )
         if counted is not None:
-            self._tally.add(counted.narrow(reported, num_samples))
-        self._trained = last
+            self._tally.add(counted.narrow(reported, num_samples) if reported else counted)
+        self.trained = last
 
     def _speed(self, trained: int) -> float:
         """Samples trained per second since the last call; a row is written when its whole step is done."""
@@ -158,8 +204,7 @@ class Epoch:
 
     def _observe_memory(self) -> Memory:
         memory = self._run.memory()
-        self._memory.append(memory)
+        for name in PEAKS:
+            if (used := memory.get(name)) is not None:
+                self._peaks[name] = max(used, self._peaks.get(name, 0))
         return memory
-
-    def _peak(self, name: Literal["ram_used", "vram_torch_peak"]) -> int | None:
-        return max((used for m in self._memory if (used := m.get(name)) is not None), default=None)

@@ -21,3 +21,9 @@ class GpuOutOfMemory(ServiceError):
     def __init__(self, message: str, hint: str, evidence: dict[str, Any]) -> None:
         super().__init__(message, hint)
         self.evidence = evidence
+
+
+class CorruptCheckpoint(ServiceError):
+    """A resume checkpoint is not the file that was written, or not of this run."""
+
+    status, code = 500, "storage_error"

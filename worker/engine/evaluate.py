@@ -93,7 +93,7 @@ def _classify(run: Run, batch: Batch) -> tuple[Counted, Tensor]:
     """Run a batch forward: what to count, and the probability given to each predicted class [B]."""
     labels_B = run.upload(batch.labels_B)
     rows_RF = run.upload(batch.rows_RF).to(run.dtype)
-    with run.precision.autocast():
+    with run.averaged(), run.precision.autocast():
         logits_BK = run.model.forward_rows(rows_RF, batch.starts_B, batch.is_dense)
     losses_B = run.loss.per_sample(logits_BK, labels_B)
     confidence_B, predictions_B = logits_BK.double().softmax(dim=-1).max(dim=-1)

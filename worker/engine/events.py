@@ -95,6 +95,39 @@ class EpochDone:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """A resume checkpoint is on disk, below the attempt's folder. It follows every event up to its position.
+
+    The position: rows of `epoch` with a batch below `batch`, and of epochs before it, lie before it. With
+    is_epoch_trained, the epoch's validation is what comes next, else a step. After the last epoch, `epoch` is
+    one more than there are.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    epoch: int
+    batch: int
+    step: int  # optimizer steps applied before it
+    is_epoch_trained: bool
+    best: str | None  # name of the best checkpoint it goes with: needed as long as this one
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run goes on from a resume checkpoint; its position as in CheckpointSaved."""
+
+    name: str
+    epoch: int
+    batch: int
+    step: int
+    is_epoch_trained: bool
+    epochs: int
+    batches: int  # nominal micro-batches in an epoch
+    best: BestFile | None  # the best so far, now below this attempt's folder too
+
+
+@dataclass(frozen=True, slots=True)
 class OomRecovered:
     """A step ran out of GPU memory, was rolled back and goes on with a smaller micro-batch."""
 
@@ -137,6 +170,8 @@ Event = (
     | EpochStarted
     | BatchDone
     | EpochDone
+    | CheckpointSaved
+    | Resumed
     | OomRecovered
     | Tested
     | Warned
@@ -152,6 +187,8 @@ _KINDS: dict[str, type[Any]] = {
         EpochStarted,
         BatchDone,
         EpochDone,
+        CheckpointSaved,
+        Resumed,
         OomRecovered,
         Tested,
         Warned,
@@ -171,7 +208,7 @@ def decode(message: bytes) -> Event:
     kind = _KINDS[body.pop("kind")]
     known = {f.name for f in fields(kind)}
     body = {key: value for key, value in body.items() if key in known}
-    if kind is EpochDone and body["best"] is not None:
+    if kind in (EpochDone, Resumed) and body["best"] is not None:
         body["best"] = BestFile(**body["best"])
     event: Event = kind(**body)
     return event

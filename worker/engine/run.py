@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from app.jobs.config import JobRequest
+from worker.engine.average import Average
 from worker.engine.build import Schedule, build_optimizer, build_schedule
 from worker.engine.events import BestFile
+from worker.engine.keep import Keeper
 from worker.engine.loss import Loss, build_loss
+from worker.engine.passes import Passes
 from worker.engine.precision import Precision
 from worker.engine.readback import Readback
 from worker.engine.resolve import Resolved
 from worker.engine.samples import Splits
 from worker.engine.stopping import Stopping
 from worker.models import SequenceModel, build_model
+from worker.models.dropout import Masks, draw_from
 
 # fp16 halves its scale at each non-finite step: from 2^16 it passes 1 after 16 of them.
 MAX_NON_FINITE_STEPS = 32
@@ -80,13 +86,23 @@ class Run:
 
     micro_batch: int  # samples that go through the head at once; the OOM ladder lowers it
     eval_batch: int  # likewise in evaluation
+    parameters: list[nn.Parameter]
+    buffers: list[Tensor]
+    average: Average | None  # of the weights; evaluated and saved in their place
+    passes: Passes
+    masks: Masks | None  # of dropout, when they must not depend on the micro-batch
+    keeper: Keeper
+
     is_sharing: bool = True  # rows are encoded once for several micro-batches
+    num_epochs: int = 0  # trained, validated and closed
+    num_attempts: int = 0  # optimizer steps taken, applied or not
     num_steps: int = 0  # optimizer steps applied
     skipped_steps: int = 0  # of this epoch: total weight 0, or gradients not finite
     non_finite_streak: int = 0
     attempted: Attempted | None = None
     applied: Applied | None = None
-    best: BestFile | None = field(default=None)
+    best: BestFile | None = None
+    epoch_state: dict[str, Any] | None = None  # of an epoch that was interrupted
 
     @property
     def num_classes(self) -> int:
@@ -95,6 +111,34 @@ class Run:
     @property
     def is_diverging(self) -> bool:
         return self.non_finite_streak >= MAX_NON_FINITE_STEPS
+
+    @property
+    def num_applied(self) -> int:
+        """Optimizer steps applied, the last one included: waits for its outcome, and changes nothing."""
+        attempted = self.attempted
+        is_applied = attempted is not None and math.isfinite(attempted.grad_norm.value())
+        return self.num_steps + is_applied
+
+    def request_checkpoint(self) -> None:
+        """Have a resume checkpoint made at the next boundary; `is_checkpoint_requested` until then."""
+        self.keeper.is_requested = True
+
+    @property
+    def is_recomputing(self) -> bool:
+        """Whether activations are computed again in the backward pass, to save memory."""
+        return self.passes.is_recomputing
+
+    @is_recomputing.setter
+    def is_recomputing(self, is_recomputing: bool) -> None:
+        self.passes.is_recomputing = is_recomputing
+
+    @property
+    def is_checkpoint_requested(self) -> bool:
+        return self.keeper.is_requested
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the model have the weights to evaluate and save. Never hold it across a yield."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def upload(self, tensor: Tensor) -> Tensor:
         """Bring a host tensor to the device without waiting for what the device has still to do."""
@@ -112,6 +156,8 @@ class Run:
             self.num_steps += 1
             self.non_finite_streak = 0
             self.applied = Applied(self.attempted.lr, grad_norm)
+            if self.average is not None:
+                self.average.advance()  # the weights are still those of that step
         else:
             self.skipped_steps += 1
             self.non_finite_streak += 1
@@ -137,31 +183,45 @@ def build_run(
     sidecar: Mapping[str, Any] | None = None,
     vram_fraction: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    clock: Callable[[], float] = time.monotonic,
+    custom_prefixes: Sequence[str] = (),
 ) -> Run:
     """Set this process up for one job and build its run: seeded, on its device, nothing trained yet.
 
     shape: of one row; directory: where best checkpoints are written; sidecar: what the engine cannot know
     about a best checkpoint (classes, versions, fingerprint, comparison key); dtype: of weights and losses,
-    float64 for reference runs.
+    float64 for reference runs; clock: when resume checkpoints are due; custom_prefixes: modules that custom
+    models may come from.
     """
     device = torch.device(resolved.device)
     _set_up_process(request, resolved, device, vram_fraction)
     torch.manual_seed(request.training.seed)
-    model = build_model(request.model, window=request.data.window, shape=shape, num_classes=num_classes)
+    model = build_model(
+        request.model,
+        window=request.data.window,
+        shape=shape,
+        num_classes=num_classes,
+        allowed_prefixes=custom_prefixes,
+    )
     model = model.to(device=device, dtype=dtype)
+    training = request.training
+    parameters = list(model.parameters())
+    masks = Masks(training.seed) if training.deterministic else None
+    draw_from(model, masks)
     return Run(
         request=request,
         resolved=resolved,
         model=model,
         loss=build_loss(
-            resolved.class_weights,
-            num_classes=num_classes,
-            label_smoothing=request.loss.label_smoothing,
-            dtype=dtype,
-            device=device,
+            request.loss, resolved.class_weights, num_classes=num_classes, dtype=dtype, device=device
         ),
         optimizer=build_optimizer(request.optimizer, model),
-        schedule=build_schedule(request.schedule, request.optimizer.lr),
+        schedule=build_schedule(
+            request.schedule,
+            request.optimizer.lr,
+            steps_per_epoch=-(-len(splits.train) // resolved.effective_batch),
+            epochs=request.training.epochs,
+        ),
         precision=Precision(resolved.precision, device),
         splits=splits,
         stopping=Stopping(request.early_stopping.patience, request.early_stopping.min_delta),
@@ -172,6 +232,14 @@ def build_run(
         sidecar=sidecar or {},
         micro_batch=resolved.batch_size,
         eval_batch=resolved.eval_batch_size,
+        parameters=parameters,
+        buffers=list(model.buffers()),
+        average=Average(training.ema_decay, parameters) if training.ema_decay else None,
+        passes=Passes(
+            model, masks, is_recomputing=training.activation_checkpointing, is_compiled=training.compile
+        ),
+        masks=masks,
+        keeper=Keeper(request.checkpoint.every_s, clock),
     )
 
 

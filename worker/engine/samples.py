@@ -16,8 +16,11 @@ class Samples(Protocol):
         """Count the samples."""
         ...
 
-    def batches(self, size: int, *, skip: int = 0) -> Generator[Batch, None, None]:
-        """Yield consecutive samples, `size` at a time, the last batch short, from sample `skip` on."""
+    def batches(self, size: int, *, skip: int = 0, epoch: int = 1) -> Generator[Batch, None, None]:
+        """Yield consecutive samples of an epoch, `size` at a time, the last batch short.
+
+        skip: samples left out at the start; epoch: from 1; a shuffled split has another order in each.
+        """
         ...
 
 

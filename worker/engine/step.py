@@ -6,16 +6,17 @@ Shapes: S samples of the step, B samples of a micro-batch, R rows, T rows in a w
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from worker.engine.errors import GpuOutOfMemory
-from worker.engine.events import OomRecovered, Tick
+from worker.engine.events import OomRecovered, Tick, Warned
 from worker.engine.loss import coefficients
+from worker.engine.passes import CompileFailed, backward
 from worker.engine.readback import Readback
 from worker.engine.run import Attempted, Run
 from worker.engine.tally import Counted
@@ -25,16 +26,14 @@ from worker.stream.batch import Batch
 TICK = Tick()
 
 
-def train_step(run: Run, samples: Batch, epoch: int) -> Generator[Tick | OomRecovered, None, Counted | None]:
+def train_step(
+    run: Run, samples: Batch, epoch: int
+) -> Generator[Tick | OomRecovered | Warned, None, Counted | None]:
     """Train on the samples of one effective batch; return what was counted, or None for a step of weight 0.
 
     Transactional: out of GPU memory, all but the weights goes back to where it was and the same samples are
     replayed in smaller micro-batches. Raises GpuOutOfMemory at the smallest.
     """
-    if run.loss.total_weight(samples.labels_B) == 0:
-        run.settle()
-        run.skipped_steps += 1
-        return None
     factors_S = coefficients(
         run.loss,
         samples.labels_B,
@@ -42,6 +41,11 @@ def train_step(run: Run, samples: Batch, epoch: int) -> Generator[Tick | OomReco
         run.resolved.nominal_batch,
         run.resolved.effective_batch,
     )
+    if not factors_S.any():
+        run.settle()
+        run.skipped_steps += 1
+        run.num_attempts += 1
+        return None
     before = _Before.of(run)
     while True:
         try:
@@ -49,12 +53,18 @@ def train_step(run: Run, samples: Batch, epoch: int) -> Generator[Tick | OomReco
             grad_norm = _unscale_and_clip(run)
             break
         except torch.OutOfMemoryError as error:
-            message = str(error).partition("\n")[0]
+            is_memory, message = True, str(error).partition("\n")[0]
+        except CompileFailed as error:
+            is_memory, message = False, str(error).strip().partition("\n")[0]
         # Outside the except clause: the traceback, and the tensors it holds, are gone.
         before.restore(run)
-        run.settle()
-        step_down(run, message)
-        yield OomRecovered(epoch, run.num_steps + 1, run.micro_batch, message)
+        if is_memory:
+            run.settle()
+            step_down(run, message)
+            yield OomRecovered(epoch, run.num_steps + 1, run.micro_batch, message)
+        else:
+            run.passes.stop_compiling()
+            yield Warned("compile_failed", f"The model does not compile and runs as it is: {message}")
     _apply(run, grad_norm)
     return counted
 
@@ -87,6 +97,8 @@ def step_down(run: Run, message: str) -> None:
         run.micro_batch = max(oom.min_batch_size, run.micro_batch // 2)
     elif oom.recover and run.is_sharing:
         run.is_sharing = False
+    elif oom.recover and not run.is_recomputing:
+        run.is_recomputing = True
     else:
         raise out_of_memory(run, message, during="training")
 
@@ -96,6 +108,7 @@ def out_of_memory(run: Run, message: str, *, during: str) -> GpuOutOfMemory:
     evidence: dict[str, Any] = {
         "during": during,
         "batch_size": run.micro_batch,
+        "activation_checkpointing": run.is_recomputing,
         "eval_batch_size": run.eval_batch,
         "effective_batch": run.resolved.effective_batch,
         "precision": run.precision.name,
@@ -127,14 +140,14 @@ class _Before:
         return cls(
             torch.get_rng_state(),
             torch.cuda.get_rng_state(run.device) if is_cuda else None,
-            [buffer.clone() for buffer in run.model.buffers()],
+            [buffer.clone() for buffer in run.buffers],
         )
 
     def restore(self, run: Run) -> None:
         run.optimizer.zero_grad(set_to_none=True)
         run.precision.forget_step()
         torch.set_rng_state(self.cpu_rng)
-        for buffer, saved in zip(run.model.buffers(), self.buffers, strict=True):
+        for buffer, saved in zip(run.buffers, self.buffers, strict=True):
             buffer.copy_(saved)
         if self.cuda_rng is not None:
             torch.cuda.set_rng_state(self.cuda_rng, run.device)
@@ -144,59 +157,106 @@ class _Before:
 def _accumulate(run: Run, samples: Batch, factors_S: Tensor) -> Generator[Tick, None, Counted]:
     """Run the micro-batches forward and backward: the gradients are those of the whole effective batch."""
     labels_S = run.upload(samples.labels_B)
-    factors_S = run.precision.scaler.scale(run.upload(factors_S))
+    factors_S = run.precision.scale(run.upload(factors_S))
+    # Parts are whole micro-batches, so these are theirs, in turn.
+    cut = zip(torch.split(labels_S, run.micro_batch), torch.split(factors_S, run.micro_batch), strict=True)
     losses: list[Tensor] = []
-    predictions: list[Tensor] = []
+    logits: list[Tensor] = []
     done = 0
     for part in encode_once(samples, run.micro_batch, run.is_sharing):
         rows_RF = run.upload(part.rows_RF).to(run.dtype)
         with run.precision.autocast():
-            embedded_RD = run.model.encode(rows_RF)
+            embedded_RD = run.passes.encode(rows_RF)
         # Full precision: up to T windows add their gradients to one row.
-        embedded_RD = embedded_RD.to(run.dtype)
-        is_shared = len(part) > run.micro_batch
-        # The graph of shared rows is walked once, after every micro-batch has added its gradient here.
-        shared_RD = embedded_RD.detach().requires_grad_() if is_shared else embedded_RD
-        shared = replace(part, rows_RF=shared_RD)
-        for first in range(0, len(part), run.micro_batch):
-            micro = shared.narrow(first, min(run.micro_batch, len(part) - first))
-            last = done + len(micro)
+        shared = _Shared(embedded_RD.to(run.dtype), part, run.micro_batch)
+        while (windows_BTD := shared.next_windows()) is not None:
+            labels_B, factors_B = next(cut)
+            if run.masks is not None:
+                run.masks.begin(run.num_attempts, done, len(labels_B))
+                done += len(labels_B)
             with run.precision.autocast():
-                logits_BK = run.model.head(
-                    gather_windows(micro.rows_RF, micro.starts_B, micro.window, micro.is_dense)
-                )
-            losses_B = run.loss.per_sample(logits_BK, labels_S[done:last])
-            torch.autograd.backward(losses_B, factors_S[done:last])
+                logits_BK = run.passes.head(windows_BTD)
+            losses_B = run.loss.per_sample(logits_BK, labels_B)
+            backward(losses_B, factors_B)
             losses.append(losses_B.detach())
-            predictions.append(logits_BK.detach().argmax(dim=-1))
-            done = last
+            logits.append(logits_BK.detach())
             yield TICK
-        if is_shared:
-            torch.autograd.backward(embedded_RD, shared_RD.grad)
-    return Counted(torch.cat(losses), torch.cat(predictions), labels_S)
+        shared.backward()
+    return Counted(torch.cat(losses), torch.cat(logits).argmax(dim=-1), labels_S)
+
+
+class _Shared:
+    """Encoded rows that the windows of several micro-batches share, and the gradients these add to them.
+
+    The graph behind the rows is walked once, when every micro-batch has been. A part of one micro-batch is
+    one graph.
+    """
+
+    def __init__(self, embedded_RD: Tensor, part: Batch, micro_batch: int) -> None:
+        self._embedded_RD = embedded_RD
+        self._part = part
+        self._micro_batch = micro_batch
+        self._is_one = len(part) <= micro_batch
+        self._first = 0
+        if not self._is_one:
+            self._rows_RD = embedded_RD.detach()
+            self._gradient_RD = torch.zeros_like(self._rows_RD)
+        self._leaf: tuple[Tensor, int] | None = None  # rows of the last micro-batch, and where they begin
+
+    def next_windows(self) -> Tensor | None:
+        """Lay out the windows of the next micro-batch, [B, T, D]; None after the last."""
+        self._collect()
+        part, first = self._part, self._first
+        if first >= len(part):
+            return None
+        count = min(self._micro_batch, len(part) - first)
+        self._first += count
+        if self._is_one:
+            return gather_windows(self._embedded_RD, part.starts_B, part.window, part.is_dense)
+        # A leaf of its own: through a slice of a common one, each backward pass would fill all rows.
+        low = first if part.is_dense else 0
+        num_rows = count + part.window - 1 if part.is_dense else self._rows_RD.shape[0]
+        rows_RD = self._rows_RD.narrow(0, low, num_rows).requires_grad_()
+        self._leaf = rows_RD, low
+        return gather_windows(rows_RD, part.starts_B[first : first + count], part.window, part.is_dense)
+
+    def backward(self) -> None:
+        """Walk back through what encoded the rows."""
+        # The encoder of a custom model may have no weights.
+        if not self._is_one and self._embedded_RD.requires_grad:
+            backward(self._embedded_RD, self._gradient_RD)
+
+    def _collect(self) -> None:
+        if self._leaf is not None:
+            rows_RD, low = self._leaf
+            assert rows_RD.grad is not None
+            self._gradient_RD.narrow(0, low, rows_RD.shape[0]).add_(rows_RD.grad)
+            self._leaf = None
 
 
 def _unscale_and_clip(run: Run) -> Tensor:
     """Bring the gradients to their true size, clip them if asked, and return their norm before clipping."""
-    run.precision.scaler.unscale_(run.optimizer)
-    parameters = list(run.model.parameters())
-    grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    run.precision.unscale(run.optimizer)
+    grads = [p.grad for p in run.parameters if p.grad is not None]
+    # torch.nn.utils.get_total_norm, less its bookkeeping of devices and formats.
+    grad_norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     if run.request.training.clip_grad_norm is not None:
-        clip_grads_with_norm_(parameters, run.request.training.clip_grad_norm, grad_norm, foreach=True)
+        clip_grads_with_norm_(run.parameters, run.request.training.clip_grad_norm, grad_norm, foreach=True)
     return grad_norm
 
 
 def _apply(run: Run, grad_norm: Tensor) -> None:
-    """Step the optimizer; the scaler leaves everything as it is when a gradient is not finite."""
+    """Step the optimizer; a gradient that is not finite leaves everything as it is."""
     run.settle()
     lr = run.schedule.at(run.num_steps + 1)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     try:
-        run.precision.scaler.step(run.optimizer)
+        run.precision.step(run.optimizer, grad_norm)
     except torch.OutOfMemoryError as error:
         # Half-applied, perhaps: there is no way back inside this attempt.
         raise out_of_memory(run, str(error).partition("\n")[0], during="the optimizer step") from error
-    run.precision.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
+    for parameter in run.parameters:
+        parameter.grad = None
+    run.num_attempts += 1
     run.attempted = Attempted(lr, Readback(grad_norm))

@@ -6,6 +6,7 @@ Shapes: S samples of a step, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,30 @@ class Tally:
         sums = Sums(loss_sum, [[int(n) for n in counts[i * k : (i + 1) * k]] for i in range(k)])
         self.total = self.total + sums
         return sums
+
+    def state(self) -> dict[str, Any]:
+        """Copy everything to the CPU as plain values and tensors; nothing is summed by it."""
+        return {
+            "loss_sum": self.total.loss_sum,
+            "confusion": [list(row) for row in self.total.confusion],
+            "unread": self._unread.to("cpu", copy=True),
+            "losses": [c.losses_S.to("cpu", copy=True) for c in self._pending],
+            "predictions": [c.predictions_S.to("cpu", copy=True) for c in self._pending],
+            "labels": [c.labels_S.to("cpu", copy=True) for c in self._pending],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the tally whose `state` this is."""
+        device = self._unread.device
+        self.total = Sums(state["loss_sum"], state["confusion"])
+        self._unread.copy_(state["unread"])
+        # As many as they were: their number decides when they are summed.
+        self._pending = [
+            Counted(losses_S.to(device), predictions_S.to(device), labels_S.to(device))
+            for losses_S, predictions_S, labels_S in zip(
+                state["losses"], state["predictions"], state["labels"], strict=True
+            )
+        ]
 
     def _fold(self) -> None:
         if not self._pending:

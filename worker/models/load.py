@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ class CorruptCheckpoint(Exception):
     """A checkpoint is not the file its sidecar describes."""
 
 
-def load(path: Path | str) -> tuple[SequenceModel, dict[str, Any]]:
+def load(path: Path | str, *, allowed_prefixes: Sequence[str] = ()) -> tuple[SequenceModel, dict[str, Any]]:
     """Read `saimp_best.pth` and the `.json` beside it: the model on the CPU, in eval mode, and the sidecar.
 
-    Raises FileNotFoundError, and CorruptCheckpoint when the sha256 differs from the sidecar's.
+    allowed_prefixes: modules that custom models may come from. Raises FileNotFoundError, CorruptCheckpoint
+    when the sha256 differs from the sidecar's, and ConfigInvalid for a custom model that is not allowed.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -41,6 +43,7 @@ def load(path: Path | str) -> tuple[SequenceModel, dict[str, Any]]:
         window=shapes["window"],
         shape=shapes["row"],
         num_classes=shapes["num_classes"],
+        allowed_prefixes=allowed_prefixes,
     )
     model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
     return model.eval(), sidecar

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from app.jobs.config import MlpConfig
 from worker.models.base import SequenceModel
+from worker.models.dropout import Dropout
 
 
 class Mlp(SequenceModel):
@@ -24,10 +25,10 @@ class Mlp(SequenceModel):
         super().__init__(window=window, shape=shape, num_classes=num_classes)
         self.project = nn.Linear(math.prod(shape), config.d_model)
         self.classifier = nn.Sequential(
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(window * config.d_model, config.hidden),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.hidden, num_classes),
         )
 

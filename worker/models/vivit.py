@@ -2,10 +2,10 @@
 
 The factorised encoder of ViViT (Arnab et al. 2021, arXiv:2103.15691, model 2), with a convolutional snapshot
 encoder in the manner of DeepLOB (Zhang, Zohren, Roberts 2019, arXiv:1808.03668) in place of the spatial
-transformer; pre-norm blocks (Xiong et al. 2020, arXiv:2002.04745).
+transformer.
 
-Shapes: B windows, T rows, R rows, C channels, L price levels, P positions after pooling, D = d_model,
-H heads, E = D / H, Q queries, K classes.
+Shapes: B windows, T rows, R rows, F... the shape of one row, C channels, L price levels, P positions after
+pooling, D = d_model, K classes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.jobs.config import VivitConfig
+from worker.models.attention import Block
 from worker.models.base import SequenceModel
+from worker.models.dropout import Dropout
 
 POSITIONS = 32  # of a snapshot, at most, after both poolings
-EXPANSION = 4  # width of the feed-forward layer, in d_model
 
 
 class Vivit(SequenceModel):
@@ -30,7 +31,7 @@ class Vivit(SequenceModel):
         super().__init__(window=window, shape=shape, num_classes=num_classes)
         self.snapshot = Snapshot(shape, config.d_model)
         self.positions_TD = nn.Parameter(torch.empty(window, config.d_model))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(config.d_model, config.heads, config.dropout) for _ in range(config.layers)
         )
@@ -38,7 +39,7 @@ class Vivit(SequenceModel):
         self.classifier = nn.Sequential(
             nn.Linear(config.d_model, config.d_model),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.d_model, num_classes),
         )
         nn.init.trunc_normal_(self.positions_TD, std=0.02)
@@ -95,41 +96,3 @@ def _average(x_RCL: Tensor, size: int) -> Tensor:
     for offset in range(1, size):
         total = total + x_RCL[..., offset::size]
     return total / size
-
-
-class Block(nn.Module):
-    """One pre-norm transformer layer: attention, then a feed-forward network, each added to its input."""
-
-    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(d_model)
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
-        self.out = nn.Linear(d_model, d_model)
-        self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(d_model, EXPANSION * d_model), nn.GELU(), nn.Linear(EXPANSION * d_model, d_model)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_BTD: Tensor, num_queries: int | None = None) -> Tensor:
-        """Transform the last `num_queries` steps (null = all), each attending to all T: [B, Q, D]."""
-        normed_BTD = self.attention_norm(x_BTD)
-        if num_queries is not None:
-            x_BTD = x_BTD[:, -num_queries:]
-        x_BQD = x_BTD + self.dropout(self._attend(normed_BTD, x_BTD.shape[1]))
-        transformed_BQD: Tensor = x_BQD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BQD)))
-        return transformed_BQD
-
-    def _attend(self, normed_BTD: Tensor, num_queries: int) -> Tensor:
-        query_BHQE = self._split_heads(self.query(normed_BTD[:, -num_queries:]))
-        key_BTD, value_BTD = self.key_value(normed_BTD).chunk(2, dim=-1)
-        attended_BHQE = F.scaled_dot_product_attention(
-            query_BHQE, self._split_heads(key_BTD), self._split_heads(value_BTD)
-        )
-        attended_BQD: Tensor = self.out(attended_BHQE.transpose(1, 2).flatten(2))
-        return attended_BQD
-
-    def _split_heads(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)

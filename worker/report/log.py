@@ -13,6 +13,7 @@ from worker.engine.events import (
     EpochStarted,
     Event,
     OomRecovered,
+    Resumed,
     Tested,
     Warned,
 )
@@ -35,6 +36,8 @@ class Log:
                 self._batch(event)
             case EpochDone():
                 self._epoch(event)
+            case Resumed():
+                self._resumed(event)
             case OomRecovered():
                 self._say(
                     f"[OOM] Step {event.step} again with micro-batches of {event.batch_size}: {event.message}"
@@ -49,6 +52,10 @@ class Log:
     def end(self, status: str, event: Ended) -> None:
         """Write the last line of an attempt."""
         self._say(f"[END] {status} ({event.reason})")
+
+    def _resumed(self, event: Resumed) -> None:
+        where = "validation" if event.is_epoch_trained else f"batch {event.batch}"
+        self._say(f"[RESUME] Epoch {event.epoch}/{event.epochs}, {where}, after step {event.step}")
 
     def _batch(self, event: BatchDone) -> None:
         self._say(f"   Batch {event.batch:4d} | Loss: {event.loss:.4f} | Acc: {event.accuracy:.2%}")

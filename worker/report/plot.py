@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,44 +12,63 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from worker.assignment import Point
 from worker.engine.events import EpochDone, Event
 
+# Drawing takes a fifth of a second: epochs shorter than this share a picture.
+MIN_S = 1.0
 TRAIN, VAL, BEST = "#5b8ff9", "#e8684a", "#2f9e44"
 
 
 class Plot:
     """A sink of events that keeps the picture at `path` current."""
 
-    def __init__(self, path: Path, title: str) -> None:
+    def __init__(self, path: Path, title: str, curve: Sequence[Point] = ()) -> None:
+        """curve: the epochs that earlier attempts have done."""
         self._path = path
         self._title = title
-        self._epochs: list[EpochDone] = []
+        self._curve = list(curve)
+        self._is_stale = False
+        self._drawn_at = -MIN_S
 
     def write(self, event: Event) -> None:
         """Redraw when an epoch is done; all other events are nothing to see."""
         if isinstance(event, EpochDone):
-            self._epochs.append(event)
-            save(self._path, draw(self._epochs, self._title))
+            self._curve.append(
+                Point(
+                    event.epoch,
+                    event.train_loss,
+                    event.val_loss,
+                    event.train_accuracy,
+                    event.val_accuracy,
+                    is_best=event.best is not None,
+                )
+            )
+            self._is_stale = True
+            if time.monotonic() - self._drawn_at >= MIN_S:
+                self.end()
+
+    def end(self) -> None:
+        """Draw what has not been drawn yet."""
+        if self._is_stale:
+            save(self._path, draw(self._curve, self._title))
+            self._is_stale = False
+            self._drawn_at = time.monotonic()
 
 
-def draw(epochs: Sequence[EpochDone], title: str) -> Figure:
+def draw(curve: Sequence[Point], title: str) -> Figure:
     """Draw loss and accuracy over the epochs; the last epoch that was best carries the mark."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    numbers = [done.epoch for done in epochs]
-    best = next((done for done in reversed(epochs) if done.best is not None), None)
-    _curves(losses, "Loss", numbers, [done.train_loss for done in epochs], [done.val_loss for done in epochs])
+    numbers = [point.epoch for point in curve]
+    _curves(losses, "Loss", numbers, [p.train_loss for p in curve], [p.val_loss for p in curve])
     _curves(
-        accuracies,
-        "Accuracy",
-        numbers,
-        [done.train_accuracy for done in epochs],
-        [done.val_accuracy for done in epochs],
+        accuracies, "Accuracy", numbers, [p.train_accuracy for p in curve], [p.val_accuracy for p in curve]
     )
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if best is not None:
-        label = f"best: epoch {best.epoch}, {best.val_loss:.4f}"
-        _mark(losses, best.epoch, best.val_loss, label)
+    best = next((point for point in reversed(curve) if point.is_best), None)
+    if best is not None and best.val_loss is not None and best.val_accuracy is not None:
+        _mark(losses, best.epoch, best.val_loss, f"best: epoch {best.epoch}, {best.val_loss:.4f}")
         _mark(accuracies, best.epoch, best.val_accuracy, f"best: {best.val_accuracy:.1%}")
     for axes in (losses, accuracies):
         axes.legend(frameon=False, fontsize=9)
@@ -65,11 +85,11 @@ def save(path: Path, figure: Figure) -> None:
 
 
 def _curves(
-    axes: Axes, name: str, numbers: Sequence[int], train: Sequence[float], val: Sequence[float]
+    axes: Axes, name: str, numbers: Sequence[int], train: Sequence[float | None], val: Sequence[float | None]
 ) -> None:
     # A single point needs a marker to be seen; a value that is not finite leaves a gap.
     for label, values, colour in (("train", train, TRAIN), ("validation", val, VAL)):
-        shown = [value if math.isfinite(value) else math.nan for value in values]
+        shown = [math.nan if value is None or not math.isfinite(value) else value for value in values]
         axes.plot(numbers, shown, marker="o", markersize=4, color=colour, label=label)
     axes.set_title(name)
     axes.set_xlabel("epoch")

@@ -21,6 +21,8 @@ from app.datasets.errors import BadGroup, LabelOutOfRange, SchemaMismatch
 from app.datasets.schema import Features
 from app.errors import shown
 
+FLOAT32 = pa.float32()
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -39,14 +41,19 @@ def decode_features(table: pa.Table, features: Features, origin: Origin) -> Tens
 
     Raises SchemaMismatch for nulls, for lists of another length and for types that are not numbers.
     """
-    columns = [_column(table, name, origin) for name in features.columns]
     if features.layout == "columns":
-        rows_RE = _stack([_numbers(c, n, origin) for c, n in zip(columns, features.columns, strict=True)])
+        rows_RE = _flat(table, features.columns, origin)
     else:
-        (column,), (name,) = columns, features.columns
-        flat = _binary if features.layout == "binary" else _list
-        rows_RE = flat(column, name, features, origin)
+        (name,) = features.columns
+        decode = _binary if features.layout == "binary" else _list
+        rows_RE = decode(_column(table, name, origin), name, features, origin)
     return rows_RE.view(-1, *features.shape)
+
+
+def decode_plain(buffer: pa.Buffer, features: Features) -> Tensor:
+    """Return little-endian numbers, row by row as they lie in a binary column, as float32 [R, *shape]."""
+    values = np.frombuffer(buffer, np.dtype(features.dtype).newbyteorder("<"))
+    return torch.from_numpy(values).to(torch.float32).view(-1, *features.shape)
 
 
 def decode_labels(table: pa.Table, name: str, origin: Origin) -> Tensor:
@@ -92,10 +99,32 @@ def _column(table: pa.Table, name: str, origin: Origin) -> Any:
             f"{origin.name}: {found} columns are called {shown(name)!r}, 1 is needed",
             "All files of a dataset hold the same columns.",
         )
-    column = table.column(name)
+    return _whole(table.column(name))
+
+
+def _whole(column: Any) -> Any:
     if isinstance(column, pa.ChunkedArray):
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return column
+
+
+def _flat(table: pa.Table, names: tuple[str, ...], origin: Origin) -> Tensor:
+    """Put flat columns side by side, [R, E]."""
+    stored = table.schema.names
+    places = {name: place for place, name in enumerate(stored)}
+    if len(places) < len(stored) or not places.keys() >= set(names):
+        for name in names:
+            _column(table, name, origin)  # which of them is missing, or there twice
+    values_ER = np.empty((len(names), table.num_rows), np.float32)
+    for values_R, name in zip(values_ER, names, strict=True):
+        column = _whole(table.column(places[name]))
+        # By far the most common; with hundreds of columns, microseconds count.
+        if column.type == FLOAT32 and not column.null_count:
+            values_R[:] = column.to_numpy()
+        else:
+            values_R[:] = _float32(_numbers(column, name, origin)).numpy()
+    # Stacked, then transposed: torch does that in tiles, ten times faster than writing column by column.
+    return torch.from_numpy(values_ER).t().contiguous()
 
 
 def _decoded(column: Any) -> Any:
@@ -174,12 +203,6 @@ def _numbers(column: Any, name: str, origin: Origin) -> Any:
     if column.null_count:
         raise _null(origin.at(_first_null(column)), name)
     return column
-
-
-def _stack(columns: list[Any]) -> Tensor:
-    """Put E flat columns side by side, [R, E]."""
-    # Stack, then transpose: torch does that in tiles, ten times faster than writing column by column.
-    return torch.stack([_float32(column) for column in columns]).t().contiguous()
 
 
 def _float32(values: Any) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: L loads of the part, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from worker.stream.ahead import ReadAhead
 from worker.stream.batch import Batch
 from worker.stream.block import Block
 from worker.stream.checks import Checks
+from worker.stream.files import Files
 from worker.stream.index import GroupIndex, Loads, index_groups
 from worker.stream.layout import Extent
 from worker.stream.merge import Merge
@@ -46,6 +47,7 @@ class TimeOrder:
         budget_bytes: int,
         *,
         verify_checksums: bool,
+        zero_non_finite: bool,
     ) -> None:
         """max_bytes: of a block; budget_bytes: of the rows that are held for the merge.
 
@@ -53,9 +55,10 @@ class TimeOrder:
         """
         self._dataset, self._plan, self._windows = dataset, plan, windows
         self._max_bytes, self._budget_bytes = max_bytes, budget_bytes
-        self._verify_checksums = verify_checksums
+        self._verify_checksums, self._zero_non_finite = verify_checksums, zero_non_finite
+        self._files = Files(dataset)
 
-    def batches(self, size: int, skip: int) -> Iterator[Batch]:
+    def batches(self, size: int, skip: int) -> Generator[Batch, None, None]:
         """Yield batches from sample `skip` on; the rows of each group just before it are read first."""
         index, loads = self._index, self._loads
         start, given, sent_G = 0, 0, np.zeros(len(self._plan.groups), np.int64)
@@ -65,7 +68,7 @@ class TimeOrder:
         merge = Merge(self._windows, size, sent_G)
         before = self._still_held(start, sent_G)
         order = [*before, *range(start, len(loads.extents_L))]
-        reader = Reader(self._dataset, index.layout, self._plan.groups, self._checks)
+        reader = Reader(self._dataset, index.layout, self._plan.groups, self._files, self._checks)
         extents = [index.extents[loads.extents_L[load]] for load in order]
         with closing(ReadAhead(reader.blocks(extents))) as blocks:
             for load, block in zip(order, blocks, strict=True):
@@ -78,6 +81,7 @@ class TimeOrder:
                     merge.drop(skip - given)
                 yield from merge.batches(is_last=load == order[-1])
                 merge.trim()
+        reader.check_unchanged()
 
     @cached_property
     def _index(self) -> GroupIndex:
@@ -95,6 +99,7 @@ class TimeOrder:
             len(self._index.layout),
             self._used,
             verify_checksums=self._verify_checksums,
+            zero_non_finite=self._zero_non_finite,
         )
 
     @cached_property
@@ -104,7 +109,7 @@ class TimeOrder:
         num_loads, num_groups = len(loads.extents_L), len(self._plan.groups)
         marks = _Marks(np.empty(num_loads, np.int64), np.empty((num_loads, num_groups), np.int64))
         merge = Merge(self._windows, 1, np.zeros(num_groups, np.int64))
-        reader = Reader(self._dataset, index.layout, self._plan.groups, keys_only=True)
+        reader = Reader(self._dataset, index.layout, self._plan.groups, self._files, keys_only=True)
         extents = [index.extents[extent] for extent in loads.extents_L]
         with closing(ReadAhead(reader.blocks(extents))) as blocks:
             for load, block in enumerate(blocks):

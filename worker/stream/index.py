@@ -16,6 +16,7 @@ import numpy as np
 from app.datasets.schema import Dataset
 from worker.stream.ahead import ReadAhead
 from worker.stream.errors import StreamBudgetTooSmall
+from worker.stream.files import Files
 from worker.stream.layout import Extent, Layout, lay_out
 from worker.stream.reader import Reader
 from worker.stream.windows import GROUP_KEY, Ints, Windows
@@ -123,7 +124,7 @@ def index_groups(dataset: Dataset, groups: tuple[str, ...], max_bytes: int, budg
 
 def _read_index(dataset: Dataset, groups: tuple[str, ...], layout: Layout) -> GroupIndex:
     extents = tuple(layout.extents(0, lambda first, last: True))
-    reader = Reader(dataset, layout, groups, keys_only=True)
+    reader = Reader(dataset, layout, groups, Files(dataset), keys_only=True)
     columns: list[list[Ints]] = [[], [], [], [], [], []]
     rows_G = np.zeros(len(groups), np.int64)
     with closing(ReadAhead(reader.blocks(extents))) as blocks:

@@ -9,22 +9,36 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from app.datasets.errors import DataChanged, DataError, SchemaMismatch
 from app.datasets.parquet import BUFFER_BYTES, THRIFT_CONTAINER_ITEMS, THRIFT_STRING_BYTES, reading
 from app.datasets.schema import Dataset
+from app.errors import shown
 from worker.stream.block import Block
 from worker.stream.checks import Checks
-from worker.stream.decode import Origin, decode_features, decode_groups, decode_labels, decode_times
+from worker.stream.decode import (
+    Origin,
+    decode_features,
+    decode_groups,
+    decode_labels,
+    decode_plain,
+    decode_times,
+)
+from worker.stream.files import Files
 from worker.stream.layout import Extent, Layout
+from worker.stream.plain import PlainFile
 
 MAX_OPEN_FILES = 300
+# Without features, a row group of up to so many rows is read at once for all its slices.
+WHOLE_ROWS = 1 << 17
 
 
 class Reader:
@@ -35,26 +49,41 @@ class Reader:
         dataset: Dataset,
         layout: Layout,
         groups: tuple[str, ...],
+        files: Files,
         checks: Checks | None = None,
         *,
         keys_only: bool = False,
+        verify_checksums: bool = False,
     ) -> None:
-        """checks: none = rows are not checked; keys_only: blocks with times and groups, no features."""
-        self._dataset, self._layout, self._checks = dataset, layout, checks
+        """checks: none = rows are not checked; keys_only: blocks with times and groups, no features.
+
+        verify_checksums: of all pages, besides those that `checks` wants.
+        """
+        self._verify_checksums = verify_checksums
+        self._dataset, self._layout, self._files, self._checks = dataset, layout, files, checks
         self._groups, self._keys_only = pa.array(groups, pa.string()), keys_only
-        values = [] if keys_only else [*dataset.features.columns, dataset.label]
         keys = [] if dataset.group is None else [dataset.timestamp, dataset.group]
-        self._columns = list(dict.fromkeys([*values, *keys]))
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._slices: dict[tuple[int, int, int], _Slices] = {}  # by file, row group and position
+        self._others = list(dict.fromkeys(keys if keys_only else [dataset.label, *keys]))
+        self._columns = self._others if keys_only else [*dataset.features.columns, *self._others]
+        self._read_files: set[int] = set()
+        self._open_files: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._slices: dict[_Pass, _Slices] = {}
+        self._whole: tuple[tuple[int, int], Any] | None = None  # the last row group read whole for its slices
 
     def blocks(self, extents: Iterable[Extent]) -> Generator[Block, None, None]:
         """Read the extents one by one; closes the files at the end, however it comes."""
         try:
             for extent in extents:
+                self._read_files.add(int(self._layout.files[extent[0]]))
                 yield self.read(extent)
         finally:
             self.close()
+
+    def check_unchanged(self) -> None:
+        """Raise DataChanged when a file that was read looks different now."""
+        for file in sorted(self._read_files):
+            if self._files.has_changed(file):
+                raise _changed(self._dataset.files[file].name)
 
     def read(self, extent: Extent) -> Block:
         """Read and decode one extent.
@@ -66,10 +95,12 @@ class Reader:
         layout, dataset = self._layout, self._dataset
         file, start = int(layout.files[first]), int(layout.starts[first])
         origin = Origin(dataset.files[file].name, start - int(layout.file_starts[file]))
-        with _named(dataset, file, origin):
-            table = self._table(file, first, last, origin)
+        with self._named(file, origin):
+            plain_RF = self._read_plain(file, first, last, origin)
+            columns = self._columns if plain_RF is None else self._others
+            table = self._table(file, first, last, columns, origin)
             if table.num_rows != layout.starts[last] - start:
-                raise _changed(origin)
+                raise _changed(origin.name)
             times_R = groups_R = np.empty(0, np.int64)
             if dataset.group is not None:
                 times_R = decode_times(table, dataset.timestamp, origin)
@@ -80,76 +111,122 @@ class Reader:
                     torch.zeros(table.num_rows, dtype=torch.int64),
                 )
             else:
-                rows_RF = decode_features(table, dataset.features, origin)
+                rows_RF = decode_features(table, dataset.features, origin) if plain_RF is None else plain_RF
                 labels_R = decode_labels(table, dataset.label, origin)
         block = Block(start, rows_RF, labels_R, times_R, groups_R)
-        if self._checks is not None:
-            self._checks.check(extent, block, origin)
-        return block
+        return block if self._checks is None else self._checks.checked(extent, block, origin)
 
     def close(self) -> None:
         """Close every file; a later read opens them again."""
         self._slices.clear()
-        while self._files:
-            self._files.popitem()[1].close()
+        self._whole = None
+        while self._open_files:
+            self._open_files.popitem()[1].close()
 
-    def _table(self, file: int, first: int, last: int, origin: Origin) -> Any:
-        parquet = self._open(file, origin)
+    def _read_plain(self, file: int, first: int, last: int, origin: Origin) -> Tensor | None:
+        """Read the features without Arrow, where that can be; only what Arrow read and checked before."""
+        checks, layout, width = self._checks, self._layout, self._files.plain_width
+        if not width or self._keys_only or checks is None or not checks.is_done(first, last):
+            return None
+        opened = self._open(file, origin)
+        num_rows = int(layout.starts[last] - layout.starts[first])
+        buffer = pa.allocate_buffer(num_rows * width)
+        view, done = memoryview(buffer).cast("B"), 0
+        for unit in range(first, last):
+            row_group, rows = int(layout.row_groups[unit]), int(layout.starts[unit + 1] - layout.starts[unit])
+            pages = self._files.pages(file, row_group, opened.parquet.metadata)
+            if pages is None:
+                return None
+            part = view[done : done + rows * width]
+            if not opened.plain(width).read_into(part, pages, int(layout.offsets[unit]), rows):
+                return None
+            done += rows * width
+        return decode_plain(buffer, self._dataset.features)
+
+    def _table(self, file: int, first: int, last: int, columns: list[str], origin: Origin) -> Any:
+        parquet = self._open(file, origin).parquet
         row_groups = [int(group) for group in self._layout.row_groups[first:last]]
         if self._dataset.features.layout == "list" and not self._keys_only:
             self._refuse_longer_lists(parquet, row_groups, origin)
         if not self._layout.is_slice[first]:
             if len(row_groups) == 1:
-                return parquet.read_row_group(row_groups[0], columns=self._columns, use_threads=False)
-            return parquet.read_row_groups(row_groups, columns=self._columns, use_threads=False)
-        offset = int(self._layout.offsets[first])
-        slices = self._pass_at(file, row_groups[0], offset)
+                return parquet.read_row_group(row_groups[0], columns=columns, use_threads=False)
+            return parquet.read_row_groups(row_groups, columns=columns, use_threads=False)
+        offset, num_rows = (
+            int(self._layout.offsets[first]),
+            int(np.diff(self._layout.starts[[first, last]])[0]),
+        )
+        if columns is self._others and self._dataset.files[file].row_groups[row_groups[0]] <= WHOLE_ROWS:
+            if self._whole is None or self._whole[0] != (file, row_groups[0]):
+                table = parquet.read_row_group(row_groups[0], columns=columns, use_threads=False)
+                self._whole = (file, row_groups[0]), table
+            return self._whole[1].slice(offset, num_rows)
+        key = _Pass(file, row_groups[0], len(columns), offset)
+        slices = self._pass_at(key)
         if slices is None:
             batches = parquet.iter_batches(
-                self._layout.slice_rows, row_groups[:1], columns=self._columns, use_threads=False
+                self._layout.slice_rows, row_groups[:1], columns=columns, use_threads=False
             )
             slices = _Slices(batches)
-        table = slices.take(offset, int(self._layout.starts[last] - self._layout.starts[first]))
+        table = slices.take(offset, num_rows)
         if last < len(self._layout) and self._layout.offsets[last]:
-            self._slices[file, row_groups[0], slices.position] = slices
+            self._slices[key._replace(position=slices.position)] = slices
         return table
 
-    def _pass_at(self, file: int, row_group: int, offset: int) -> _Slices | None:
-        """Return the pass over a row group that can go on to `offset`.
+    def _pass_at(self, wanted: _Pass) -> _Slices | None:
+        """Return the pass over a row group that can go on to the wanted position.
 
         Groups that lie behind one another in a row group are read by a pass each.
         """
-        key = (file, row_group, offset)
+        key = wanted
         if key not in self._slices and self._dataset.group is None:
-            key = max((k for k in self._slices if k[:2] == key[:2] and k[2] < offset), default=key)
+            before = [k for k in self._slices if k[:3] == key[:3] and k.position < key.position]
+            key = max(before, default=key)
         return self._slices.pop(key, None)
 
-    def _open(self, file: int, origin: Origin) -> pq.ParquetFile:
+    def _open(self, file: int, origin: Origin) -> _OpenFile:
         """Return the open file, the least recently used one making room for it."""
-        if file in self._files:
-            self._files.move_to_end(file)
-            return self._files[file]
-        if len(self._files) >= MAX_OPEN_FILES:
-            oldest, parquet = self._files.popitem(last=False)
-            self._slices = {key: slices for key, slices in self._slices.items() if key[0] != oldest}
-            parquet.close()
+        if file in self._open_files:
+            self._open_files.move_to_end(file)
+            return self._open_files[file]
+        # Without groups files are read one after another.
+        if len(self._open_files) >= (2 if self._dataset.group is None else MAX_OPEN_FILES):
+            oldest, opened = self._open_files.popitem(last=False)
+            self._slices = {key: slices for key, slices in self._slices.items() if key.file != oldest}
+            opened.close()
         units = slice(*np.searchsorted(self._layout.files, [file, file + 1]).tolist())
+        path = self._dataset.files[file].path
         parquet = pq.ParquetFile(
-            self._dataset.files[file].path,
+            path,
             pre_buffer=False,
             # A giant row group is read through a buffer, not a whole column chunk at once.
             buffer_size=BUFFER_BYTES if self._layout.is_slice[units].any() else 0,
             thrift_string_size_limit=THRIFT_STRING_BYTES,
             thrift_container_size_limit=THRIFT_CONTAINER_ITEMS,
-            page_checksum_verification=self._checks is not None and self._checks.wants_checksums(units),
+            page_checksum_verification=self._verify_checksums
+            or (self._checks is not None and self._checks.wants_checksums(units)),
             arrow_extensions_enabled=False,
         )
-        self._files[file] = parquet
+        opened = self._open_files[file] = _OpenFile(path, parquet)
         footer = parquet.metadata
         planned = self._dataset.files[file].row_groups
-        if tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)) != planned:
-            raise _changed(origin)
-        return parquet
+        if (
+            self._files.has_changed(file)
+            or tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)) != planned
+        ):
+            raise _changed(origin.name)
+        return opened
+
+    @contextmanager
+    def _named(self, file: int, origin: Origin) -> Iterator[None]:
+        """Turn what Arrow and the file system raise into named errors; first of all: the file changed."""
+        try:
+            with reading(self._dataset.files[file].path, origin.name):
+                yield
+        except DataError as error:
+            if not self._files.has_changed(file):
+                raise
+            raise _changed(origin.name) from error
 
     def _refuse_longer_lists(self, parquet: pq.ParquetFile, row_groups: list[int], origin: Origin) -> None:
         """Stop before decoding lists far longer than planned: a small file can unpack to anything."""
@@ -164,6 +241,34 @@ class Reader:
                     f" {group.num_rows} rows, expected {elements} in each row",
                     "Every list needs as many elements as data.shape says.",
                 )
+
+
+class _Pass(NamedTuple):
+    """Names a pass over a row group that is read in slices, by what is read and how far it is."""
+
+    file: int
+    row_group: int
+    num_columns: int
+    position: int
+
+
+class _OpenFile:
+    """A file as Arrow reads it and, once asked for, as plain bytes."""
+
+    def __init__(self, path: Path, parquet: pq.ParquetFile) -> None:
+        self.parquet = parquet
+        self._path = path
+        self._plain: PlainFile | None = None
+
+    def plain(self, width: int) -> PlainFile:
+        if self._plain is None:
+            self._plain = PlainFile(self._path, width)
+        return self._plain
+
+    def close(self) -> None:
+        self.parquet.close()
+        if self._plain is not None:
+            self._plain.close()
 
 
 class _Slices:
@@ -194,21 +299,8 @@ class _Slices:
         return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts)
 
 
-@contextmanager
-def _named(dataset: Dataset, file: int, origin: Origin) -> Iterator[None]:
-    """Turn what Arrow and the file system raise into named errors; a file that is gone has changed."""
-    path = dataset.files[file].path
-    try:
-        with reading(path, origin.name):
-            yield
-    except DataError as error:
-        if path.exists():
-            raise
-        raise _changed(origin) from error
-
-
-def _changed(origin: Origin) -> DataChanged:
+def _changed(name: str) -> DataChanged:
     return DataChanged(
-        f"{origin.name} is gone or no longer holds the rows that were planned",
+        f"{shown(name, 256)} is gone or no longer as it was planned",
         "Data must not change while a job uses them; submit the job again.",
     )

@@ -55,6 +55,8 @@ class Tape:
             # One call makes the views of many batches: slicing them one by one costs more than the scan.
             for rows_RF, labels_B in zip(rows_nRF.unbind(), labels_nB.unbind(), strict=True):
                 yield Batch(rows_RF, starts_B, labels_B, window, is_dense)
+            # Before the next blocks are read: what is named here would stay in memory.
+            del block, source_RF, source_R, rows_nRF, labels_nB, rows_RF, labels_B
             num_batches -= count
             first += count * step
 

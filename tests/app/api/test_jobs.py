@@ -336,7 +336,7 @@ def test_what_is_not_finite_is_null(api: Service) -> None:
 
 
 def test_a_full_queue_says_so(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.jobs.queue.MAX_QUEUED", 1)
+    monkeypatch.setattr("app.jobs.queue.submitting.MAX_QUEUED", 1)
     headers = {"Idempotency-Key": "one"}
     assert api.client.post("/jobs", json=DEMO, headers=headers).status_code == 201
     answer = api.client.post("/jobs", json=DEMO)

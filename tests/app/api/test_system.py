@@ -141,6 +141,15 @@ def test_every_operation_has_a_stable_name_and_names_its_problems(api: Service) 
         "GET /workers": "list_workers",
         "POST /jobs": "submit_job",
         "POST /jobs/{job_id}/cancel": "cancel_job",
+        "POST /jobs/{job_id}/pause": "pause_job",
+        "POST /jobs/{job_id}/resume": "resume_job",
+        "POST /jobs/{job_id}/retry": "retry_job",
+        "POST /jobs/{job_id}/clone": "clone_job",
+        "POST /jobs/{job_id}/move": "move_job",
+        "PATCH /jobs/{job_id}": "edit_job",
+        "DELETE /jobs/{job_id}": "delete_job",
+        "POST /queue/drain": "drain_queue",
+        "POST /queue/open": "open_queue",
     }
     for name, operation in found.items():
         assert operation["summary"], name

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -10,12 +9,13 @@ from app.jobs import metrics
 from app.jobs.metrics import CursorAhead, Metrics, Scope, since
 from app.jobs.queue import Claim, Facts, Queue
 from tests.app.api.service import batch, epoch, system
-from tests.factories import OWNER, SLOT, make_queue, make_request
+from tests.factories import OWNER, SLOT, make_request
+from tests.postgres.engines import MakeQueue
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> Queue:
-    return make_queue(tmp_path)
+def queue(make_queue: MakeQueue) -> Queue:
+    return make_queue()
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
-"""The queue on real SQLite files: guarded changes, claims, crashes, dependencies."""
+"""The queue on both engines: guarded changes, claims, crashes, dependencies."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +14,9 @@ from app.errors import IllegalTransition, InvalidRequest, JobNotFound
 from app.jobs.queue import Claim, Facts, KeyReuse, LostJob, Queue, Reason
 from app.jobs.states import ENDINGS, FINAL, Status
 from app.jobs.tables import batch_row, job
-from tests.factories import OWNER, SLOT, Clock, make_queue, make_request
+from tests.factories import OWNER, SLOT, Clock, make_request
+from tests.postgres.engines import MakeQueue
+from tests.postgres.server import url_of
 
 DONE = Reason("completed", "All epochs are done.")
 
@@ -30,8 +31,8 @@ def kinds(queue: Queue, job_id: str) -> list[str]:
     return [event.kind for event in queue.events(job_id)]
 
 
-def test_a_submitted_job_waits_with_its_config_and_hash(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_a_submitted_job_waits_with_its_config_and_hash(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     row, is_new = queue.submit(make_request(name="a"))
     assert is_new
     assert (row.status, row.attempt, row.name) == (Status.QUEUED, 0, "a")
@@ -40,8 +41,8 @@ def test_a_submitted_job_waits_with_its_config_and_hash(tmp_path: Path) -> None:
     assert queue.submit(make_request(training={"seed": 1}))[0].config_hash != row.config_hash
 
 
-def test_claim_takes_the_highest_priority_then_the_oldest(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_claim_takes_the_highest_priority_then_the_oldest(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     ids = [queue.submit(make_request(priority=priority))[0].id for priority in (0, 5, 5, -1)]
     order = []
     for _ in ids:
@@ -52,14 +53,14 @@ def test_claim_takes_the_highest_priority_then_the_oldest(tmp_path: Path) -> Non
     assert queue.claim(OWNER, SLOT) is None
 
 
-def test_position_counts_the_jobs_ahead(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_position_counts_the_jobs_ahead(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     first, second, urgent = (queue.submit(make_request(priority=p))[0] for p in (0, 0, 9))
     assert [queue.position(row) for row in (urgent, first, second)] == [1, 2, 3]
 
 
-def test_a_slot_runs_one_job_at_a_time(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_a_slot_runs_one_job_at_a_time(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     queue.submit(make_request())
     queue.submit(make_request())
     claim(queue)
@@ -67,13 +68,14 @@ def test_a_slot_runs_one_job_at_a_time(tmp_path: Path) -> None:
         queue.claim(OWNER, SLOT)
 
 
-def test_claims_in_parallel_never_take_a_job_twice(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_claims_in_parallel_never_take_a_job_twice(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     ids = {queue.submit(make_request())[0].id for _ in range(60)}
+    url = url_of(queue.database)
     barrier = threading.Barrier(6)
 
     def work(number: int) -> list[str]:
-        mine = Queue(connect(f"sqlite:///{tmp_path / 'saimp.db'}"))
+        mine = Queue(connect(url, busy_timeout_s=30))
         barrier.wait()
         taken = []
         while (got := mine.claim(OWNER, f"slot-{number}")) is not None:
@@ -88,8 +90,8 @@ def test_claims_in_parallel_never_take_a_job_twice(tmp_path: Path) -> None:
     assert set(taken) == ids
 
 
-def test_second_finish_changes_nothing(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_second_finish_changes_nothing(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     queue.submit(make_request())
     taken = claim(queue)
     queue.finish(taken.job_id, taken.attempt, DONE)
@@ -98,8 +100,8 @@ def test_second_finish_changes_nothing(tmp_path: Path) -> None:
     assert queue.get(taken.job_id).reason_code == "completed"
 
 
-def test_an_old_token_writes_nothing(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_an_old_token_writes_nothing(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     queue.submit(make_request())
     old = claim(queue)
     queue.crash(old.job_id, old.attempt, Reason("internal", "died"))
@@ -119,9 +121,9 @@ def test_an_old_token_writes_nothing(tmp_path: Path) -> None:
     assert queue.get(old.job_id).epoch is None
 
 
-def test_crashes_back_off_then_end_in_a_crash_loop(tmp_path: Path) -> None:
+def test_crashes_back_off_then_end_in_a_crash_loop(make_queue: MakeQueue) -> None:
     clock = Clock()
-    queue = make_queue(tmp_path, clock)
+    queue = make_queue(clock)
     job_id = queue.submit(make_request())[0].id
     died = Reason("internal", "The training process was killed by SIGKILL.")
     taken = claim(queue)
@@ -139,23 +141,23 @@ def test_crashes_back_off_then_end_in_a_crash_loop(tmp_path: Path) -> None:
     assert kinds(queue, job_id).count("crashed") == 3
 
 
-def test_a_native_crash_keeps_its_name_at_the_end_of_the_budget(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_a_native_crash_keeps_its_name_at_the_end_of_the_budget(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request(max_attempts=1))[0].id
     queue.crash(job_id, claim(queue).attempt, Reason("native_crash", "SIGSEGV"))
     assert queue.get(job_id).reason_code == "native_crash"
 
 
-def test_a_release_costs_no_crash(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_a_release_costs_no_crash(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     queue.release(job_id, claim(queue).attempt, Reason("preempted", "stopped"))
     row = queue.get(job_id)
     assert (row.status, row.reason_code, row.crashes) == (Status.QUEUED, "preempted", 0)
 
 
-def test_cancel_of_a_queued_job_is_immediate_and_repeatable(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_cancel_of_a_queued_job_is_immediate_and_repeatable(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     assert queue.cancel(job_id)[1]
     before = kinds(queue, job_id)
@@ -164,8 +166,8 @@ def test_cancel_of_a_queued_job_is_immediate_and_repeatable(tmp_path: Path) -> N
     assert queue.get(job_id).status == Status.CANCELLED
 
 
-def test_cancel_of_a_running_job_is_a_request_the_worker_reads(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_cancel_of_a_running_job_is_a_request_the_worker_reads(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     taken = claim(queue)
     assert not queue.record(job_id, taken.attempt, Facts())
@@ -178,8 +180,8 @@ def test_cancel_of_a_running_job_is_a_request_the_worker_reads(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("verb", ["crash", "release"])
-def test_a_requested_cancel_wins_over_another_attempt(tmp_path: Path, verb: str) -> None:
-    queue = make_queue(tmp_path)
+def test_a_requested_cancel_wins_over_another_attempt(make_queue: MakeQueue, verb: str) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     taken = claim(queue)
     queue.cancel(job_id)
@@ -187,8 +189,8 @@ def test_a_requested_cancel_wins_over_another_attempt(tmp_path: Path, verb: str)
     assert queue.get(job_id).status == Status.CANCELLED
 
 
-def test_a_job_that_has_ended_cannot_be_cancelled(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_a_job_that_has_ended_cannot_be_cancelled(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     queue.finish(job_id, claim(queue).attempt, DONE)
     with pytest.raises(IllegalTransition):
@@ -197,17 +199,17 @@ def test_a_job_that_has_ended_cannot_be_cancelled(tmp_path: Path) -> None:
         queue.cancel("0" * 26)
 
 
-def test_not_before_holds_a_job_back(tmp_path: Path) -> None:
+def test_not_before_holds_a_job_back(make_queue: MakeQueue) -> None:
     clock = Clock()
-    queue = make_queue(tmp_path, clock)
+    queue = make_queue(clock)
     queue.submit(make_request(not_before=clock.time + timedelta(hours=1)))
     assert queue.claim(OWNER, SLOT) is None
     clock.advance(3600)
     claim(queue)
 
 
-def test_a_dependent_waits_for_success_and_falls_with_failure(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_a_dependent_waits_for_success_and_falls_with_failure(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     first = queue.submit(make_request())[0].id
     second = queue.submit(make_request(depends_on=[first]))[0].id
     third = queue.submit(make_request(depends_on=[second]))[0].id
@@ -223,8 +225,8 @@ def test_a_dependent_waits_for_success_and_falls_with_failure(tmp_path: Path) ->
     assert (row.status, row.reason_code) == (Status.CANCELLED, "dependency_failed")
 
 
-def test_dependencies_that_cannot_succeed_are_refused(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_dependencies_that_cannot_succeed_are_refused(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     dead = queue.submit(make_request())[0].id
     queue.cancel(dead)
     with pytest.raises(InvalidRequest) as caught:
@@ -232,8 +234,8 @@ def test_dependencies_that_cannot_succeed_are_refused(tmp_path: Path) -> None:
     assert [problem.code for problem in caught.value.problems] == ["dependency_failed", "job_not_found"]
 
 
-def test_an_idempotency_key_makes_one_job(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_an_idempotency_key_makes_one_job(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     first, is_new = queue.submit(make_request(), idempotency_key="k")
     again, is_new_again = queue.submit(make_request(), idempotency_key="k")
     assert (is_new, is_new_again, again.id) == (True, False, first.id)
@@ -241,8 +243,8 @@ def test_an_idempotency_key_makes_one_job(tmp_path: Path) -> None:
         queue.submit(make_request(name="other"), idempotency_key="k")
 
 
-def test_rows_and_events_share_one_growing_sequence(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_rows_and_events_share_one_growing_sequence(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     taken = claim(queue)
     row = {"step": 1, "loss": 1.0, "accuracy": 0.5, "time": datetime.now(UTC)}
@@ -258,8 +260,8 @@ def test_rows_and_events_share_one_growing_sequence(tmp_path: Path) -> None:
     )
 
 
-def test_a_restart_drops_the_rows_and_says_so(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_a_restart_drops_the_rows_and_says_so(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     taken = claim(queue)
     row = {"epoch": 1, "batch": 0, "step": 1, "loss": 1.0, "accuracy": 0.5, "time": datetime.now(UTC)}
@@ -271,8 +273,8 @@ def test_a_restart_drops_the_rows_and_says_so(tmp_path: Path) -> None:
     assert kinds(queue, job_id)[-1] == "resumed"
 
 
-def test_orphans_are_the_running_jobs_of_the_slot(tmp_path: Path) -> None:
-    queue = make_queue(tmp_path)
+def test_orphans_are_the_running_jobs_of_the_slot(make_queue: MakeQueue) -> None:
+    queue = make_queue()
     job_id = queue.submit(make_request())[0].id
     claim(queue)
     assert [row.id for row in queue.orphans(SLOT)] == [job_id]
@@ -291,8 +293,8 @@ def test_orphans_are_the_running_jobs_of_the_slot(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_row_cannot_lie(tmp_path: Path, lie: dict[str, object]) -> None:
-    queue = make_queue(tmp_path)
+def test_a_row_cannot_lie(make_queue: MakeQueue, lie: dict[str, object]) -> None:
+    queue = make_queue()
     queue.submit(make_request())
     with pytest.raises(sa.exc.IntegrityError), queue.database.writing() as connection:
         connection.execute(job.update().values(**lie))

@@ -39,7 +39,7 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def batches(self, size: int, *, skip: int = 0) -> Generator[Batch, None, None]:
+    def batches(self, size: int, *, skip: int = 0, epoch: int = 1) -> Generator[Batch, None, None]:
         for first in range(skip, len(self), size):
             count = min(size, len(self) - first)
             starts_B = torch.arange(count) * self.stride

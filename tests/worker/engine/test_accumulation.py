@@ -91,7 +91,8 @@ def gradient(precision: str, cut: dict[str, Any], samples: InMemory, dtype: torc
     """Return the gradient of one step, at its true size."""
     run = make_run(make_request(model=VIVIT, precision=precision, training=cut), dtype=dtype, train=samples)
     # Small enough that fp16 does not overflow: the scaler would skip the step.
-    run.precision.scaler._init_scale = 256.0
+    if run.precision.scaler is not None:
+        run.precision.scaler._init_scale = 256.0
     found: list[Tensor] = []
     run.optimizer.register_step_pre_hook(
         lambda *_: found.append(

@@ -279,9 +279,9 @@ def test_leaving_the_loop_closes_the_stream_and_frees() -> None:
     closed = []
 
     class Watched(InMemory):
-        def batches(self, size: int, *, skip: int = 0) -> Any:
+        def batches(self, size: int, *, skip: int = 0, epoch: int = 1) -> Any:
             try:
-                yield from super().batches(size, skip=skip)
+                yield from super().batches(size, skip=skip, epoch=epoch)
             finally:
                 closed.append(size)
 

@@ -14,11 +14,25 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from app.jobs.config import MlpConfig, ModelConfig, VivitConfig
+from app.jobs.config import (
+    CnnLstmConfig,
+    GruConfig,
+    LstmConfig,
+    MlpConfig,
+    ModelConfig,
+    TcnConfig,
+    TransformerConfig,
+    VivitConfig,
+)
+from worker.engine.precision import Precision
 from worker.models import CorruptCheckpoint, build_model, flops_per_sample, load, num_parameters
+from worker.models.attention import Block
 from worker.models.base import SequenceModel
-from worker.models.vivit import Block, Vivit
+from worker.models.cnn_lstm import _highest_of_3
+from worker.models.tcn import CausalBlock, Tcn, layers_to_see
+from worker.models.vivit import Vivit
 
 torch.set_num_threads(1)
 
@@ -26,6 +40,11 @@ SMALL: dict[str, ModelConfig] = {
     "vivit": VivitConfig(d_model=8, heads=2, layers=2, dropout=0.3),
     "vivit-one-layer": VivitConfig(d_model=8, heads=1, layers=1, dropout=0.3),
     "mlp": MlpConfig(d_model=6, hidden=7, dropout=0.3),
+    "transformer": TransformerConfig(d_model=8, heads=2, layers=2, dropout=0.3),
+    "tcn": TcnConfig(d_model=8, kernel_size=2, dropout=0.3),
+    "lstm": LstmConfig(d_model=5, hidden=6, layers=2, dropout=0.3),
+    "gru": GruConfig(d_model=5, hidden=6, layers=2, dropout=0.3),
+    "cnn_lstm": CnnLstmConfig(channels=3, hidden=5, dropout=0.3),
 }
 each_model = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
 
@@ -77,28 +96,39 @@ def test_each_window_has_a_dropout_mask_of_its_own(config: ModelConfig) -> None:
     assert len({tuple(row) for row in logits_BK.tolist()}) > 1
 
 
-@each_model
-@pytest.mark.parametrize(
-    "shape", [(1,), (3,), (33,), (100,), (700,), (4, 128), (3, 1), (2, 3, 5), (1, 2, 3, 4)], ids=str
+shapes = st.one_of(
+    st.tuples(st.integers(1, 40)),
+    st.tuples(st.integers(1, 5), st.integers(1, 40)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9)),
 )
-@pytest.mark.parametrize("window", [1, 5])
-def test_any_shape_runs_forward_and_backward(
-    config: ModelConfig, shape: tuple[int, ...], window: int
+
+
+@each_model
+@settings(max_examples=20, deadline=None)
+@given(
+    window=st.integers(1, 9),
+    shape=shapes,
+    num_classes=st.integers(2, 5),
+    precision=st.sampled_from(["fp32", "bf16", "fp16"]),
+)
+def test_any_shape_runs_forward_and_backward_in_every_precision(
+    config: ModelConfig, window: int, shape: tuple[int, ...], num_classes: int, precision: Any
 ) -> None:
-    model = build_model(config, window=window, shape=shape, num_classes=3)
-    logits_BK = model(torch.randn(2, window, *shape))
-    assert logits_BK.shape == (2, 3)
-    torch.autograd.backward(logits_BK.sum())
+    torch.manual_seed(0)
+    model = build_model(config, window=window, shape=shape, num_classes=num_classes)
+    with Precision(precision, torch.device("cpu")).autocast():
+        logits_BK = model(torch.randn(2, window, *shape))
+    assert logits_BK.shape == (2, num_classes)
+    torch.autograd.backward(logits_BK.float().sum())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16], ids=str)
 @each_model
-def test_half_precision_runs_forward_and_backward(config: ModelConfig, precision: torch.dtype) -> None:
-    model = build_model(config, window=3, shape=(2, 6), num_classes=3)
-    with torch.autocast("cpu", precision):
-        logits_BK = model(torch.randn(2, 3, 2, 6))
-    torch.autograd.backward(logits_BK.float().sum())
+@pytest.mark.parametrize("shape", [(700,), (4, 128)], ids=str)
+def test_wide_rows_run_forward_and_backward(config: ModelConfig, shape: tuple[int, ...]) -> None:
+    model = build_model(config, window=5, shape=shape, num_classes=3)
+    logits_BK = model(torch.randn(2, 5, *shape))
+    torch.autograd.backward(logits_BK.sum())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -110,15 +140,16 @@ def test_the_last_query_alone_gives_the_last_step_of_the_full_layer(window: int)
     torch.testing.assert_close(block(x_BTD, num_queries=1), block(x_BTD)[:, -1:], rtol=1e-12, atol=1e-12)
 
 
-def test_vivit_sees_every_row_and_their_order() -> None:
-    model = make_model(SMALL["vivit"], window=5).eval()
-    x_BTF = torch.randn(1, 5, 2, 6, dtype=torch.float64)
+@each_model
+def test_every_row_of_the_window_and_their_order_matter(config: ModelConfig) -> None:
+    model = make_model(config, window=5).eval()
+    x_BTF = torch.randn(16, 5, 2, 6, dtype=torch.float64)
     logits_BK = model(x_BTF)
-    assert not torch.allclose(model(x_BTF.flip(1)), logits_BK)
+    assert not torch.equal(model(x_BTF.flip(1)), logits_BK)
     for t in range(5):
         changed_BTF = x_BTF.clone()
         changed_BTF[:, t] += 1
-        assert not torch.allclose(model(changed_BTF), logits_BK)
+        assert not torch.equal(model(changed_BTF), logits_BK)
 
 
 @each_model
@@ -135,12 +166,75 @@ def test_the_default_vivit_has_the_size_and_cost_it_is_known_for() -> None:
     flops = flops_per_sample(config, window=32, shape=(4, 128), num_classes=4)
     # Two convolutions and the projection of a row, counted by hand.
     row = 2 * (64 * 4 * 3 * 128 + 128 * 64 * 3 * 64 + 4096 * 128)
+    assert flops is not None
     assert 32 * row < flops < 32 * row * 1.2
 
 
 def test_flops_of_an_mlp_are_its_matrix_products() -> None:
     flops = flops_per_sample(MlpConfig(d_model=6, hidden=7), window=3, shape=(5,), num_classes=2)
     assert flops == 2 * (3 * 5 * 6 + 18 * 7 + 7 * 2)
+
+
+def test_flops_of_an_lstm_are_its_gates() -> None:
+    flops = flops_per_sample(LstmConfig(d_model=6, hidden=7), window=3, shape=(5,), num_classes=2)
+    assert flops == 2 * (3 * (5 * 6 + 4 * 7 * (6 + 7)) + 7 * 2)
+
+
+@each_model
+def test_flops_are_those_of_the_whole_window(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = build_model(config, window=7, shape=(2, 6), num_classes=3).eval()
+        x_BTF = torch.empty(1, 7, 2, 6)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x_BTF)
+    assert flops_per_sample(config, window=7, shape=(2, 6), num_classes=3) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (TransformerConfig(), 467_076),
+        (TcnConfig(), 131_908),
+        (LstmConfig(), 132_676),
+        (GruConfig(), 107_844),
+        (CnnLstmConfig(), 148_964),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_default_models_have_their_known_sizes(config: ModelConfig, parameters: int) -> None:
+    model = build_model(config, window=32, shape=(4, 128), num_classes=4)
+    assert num_parameters(model) == parameters
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 16, 33])
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_a_tcn_gives_the_numbers_of_the_dilated_network(window: int, kernel_size: int) -> None:
+    config = TcnConfig(d_model=4, kernel_size=kernel_size, layers=4)
+    model = make_model(config, window=window).eval()
+    assert isinstance(model, Tcn)
+    x_BTF = torch.randn(3, window, 2, 6, dtype=torch.float64)
+    x_BDT = model.encode(x_BTF.flatten(0, 1)).view(3, window, -1).transpose(1, 2)
+    for layer, block in enumerate(model.blocks):
+        y_BDT = x_BDT
+        assert isinstance(block, CausalBlock)
+        for convolution in (block.first, block.second):
+            padded_BDT = F.pad(y_BDT, ((kernel_size - 1) * 2**layer, 0))
+            y_BDT = F.relu(F.conv1d(padded_BDT, convolution.weight, convolution.bias, dilation=2**layer))
+        x_BDT = F.relu(x_BDT + y_BDT)
+    expected_BK = model.classifier(x_BDT[..., -1])
+    torch.testing.assert_close(model(x_BTF), expected_BK, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 32, 512])
+def test_a_tcn_of_unsaid_depth_sees_the_whole_window(window: int) -> None:
+    layers = layers_to_see(window, 3)
+    assert 1 + 4 * (2**layers - 1) >= window
+    assert layers == 1 or 1 + 4 * (2 ** (layers - 1) - 1) < window
+
+
+def test_pooling_by_slices_is_max_pooling() -> None:
+    x_BCT = torch.randn(2, 3, 7)
+    assert torch.equal(_highest_of_3(x_BCT), F.max_pool1d(x_BCT, 3, stride=1, padding=1))
 
 
 def save(folder: Path, config: ModelConfig, **changes: Any) -> Path:

@@ -1,0 +1,151 @@
+"""The one door of every change of status: a guarded UPDATE with its event row in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.db import Database
+from app.errors import JobNotFound
+from app.jobs.queue.records import CANCELLED, PAUSED, LostJob, Reason, Row, plain
+from app.jobs.states import ARRIVES_FROM, ENDINGS, Status
+from app.jobs.tables import dependency, event, job
+
+
+class Door:
+    """What every part of the queue stands on. `now` is the clock, so that tests can turn it."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.database = database
+        self.now = now
+
+    @staticmethod
+    def _get(connection: sa.Connection, job_id: str, *, is_locked: bool = False) -> Row:
+        """Read one job; locked, nobody else changes it before this transaction ends. Raises JobNotFound."""
+        query = sa.select(job).where(job.c.id == job_id)
+        row = connection.execute(query.with_for_update() if is_locked else query).one_or_none()
+        if row is None:
+            raise JobNotFound(hint="GET /jobs lists the jobs there are.")
+        return row
+
+    def _finish(self, connection: sa.Connection, row: Row, reason: Reason) -> Status:
+        to = ENDINGS[reason.code]
+        self._move(connection, row, to, "finished", reason, finished_at=self.now(), run_after=None)
+        if to != Status.SUCCEEDED:
+            self._cancel_dependents(connection, row.id)
+        return to
+
+    def _cancel(self, connection: sa.Connection, row: Row) -> Status:
+        return self._finish(connection, row, CANCELLED)
+
+    def _pause(self, connection: sa.Connection, row: Row, reason: Reason = PAUSED) -> Status:
+        self._move(connection, row, Status.PAUSED, "paused", reason, run_after=None)
+        return Status.PAUSED
+
+    def _requeue(
+        self,
+        connection: sa.Connection,
+        row: Row,
+        reason: Reason,
+        event_kind: str,
+        run_after: datetime | None = None,
+    ) -> Status:
+        self._move(connection, row, Status.QUEUED, event_kind, reason, run_after=run_after)
+        return Status.QUEUED
+
+    def _cancel_dependents(self, connection: sa.Connection, job_id: str) -> None:
+        waiting = connection.execute(
+            sa.select(job)
+            .join(dependency, dependency.c.job_id == job.c.id)
+            .where(dependency.c.needs_id == job_id, job.c.status.in_([Status.QUEUED, Status.PAUSED]))
+            .order_by(job.c.id)
+            .with_for_update(of=job)
+        ).all()
+        for row in waiting:
+            message = f"Job {job_id}, which this one depends on, did not succeed."
+            # Two paths may lead to one job: the first has ended it.
+            if self._get(connection, row.id).status == row.status:
+                self._finish(connection, row, Reason("dependency_failed", message))
+
+    def _move(
+        self, connection: sa.Connection, row: Row, to: Status, event_kind: str, reason: Reason, **values: Any
+    ) -> None:
+        was = Status(row.status)
+        assert was in ARRIVES_FROM[to], (was, to)
+        message = plain(reason.message)
+        moved = connection.execute(
+            job.update()
+            .where(job.c.id == row.id, job.c.attempt == row.attempt, job.c.status == was)
+            .values(
+                status=to,
+                phase=None,
+                slot=None,
+                owner=None,
+                lease_until=None,
+                pause_requested_at=None,
+                reason_code=reason.code,
+                reason_message=message,
+                reason_hint=plain(reason.hint),
+                runtime_s=row.runtime_s + self._ran_s(row),
+                **values,
+            )
+        )
+        if not moved.rowcount:
+            raise LostJob(row.id)
+        self._note(
+            connection, row.id, [(event_kind, {"status": to, "code": reason.code, "message": message})]
+        )
+
+    def _note(
+        self,
+        connection: sa.Connection,
+        job_id: str,
+        events: Iterable[tuple[str, Mapping[str, Any]]],
+        **values: Any,
+    ) -> None:
+        """Append events, and change columns that are not the status, in the caller's transaction."""
+        for kind, data in events:
+            row = connection.execute(
+                job.update()
+                .where(job.c.id == job_id)
+                .values(seq=job.c.seq + 1, **values)
+                .returning(job.c.seq, job.c.attempt)
+            ).one()
+            connection.execute(
+                event.insert().values(
+                    job_id=job_id,
+                    seq=row.seq,
+                    time=self.now(),
+                    kind=kind,
+                    attempt=row.attempt,
+                    data=dict(data),
+                )
+            )
+
+    def _ran_s(self, row: Row) -> float:
+        if row.status != Status.RUNNING:
+            return 0.0
+        return float(max(0.0, (self.now() - row.attempt_started_at).total_seconds()))
+
+
+def held(job_id: str, attempt: int) -> sa.ColumnElement[bool]:
+    """Whether an attempt still owns its job."""
+    return sa.and_(job.c.id == job_id, job.c.attempt == attempt, job.c.status == Status.RUNNING)
+
+
+def in_turn(table: Any = job) -> tuple[sa.ColumnElement[Any], ...]:
+    """Order jobs as they run: priority, then place, then age."""
+    return table.c.priority.desc(), table.c.place.desc(), table.c.id
+
+
+def unmet(job_id: str | sa.Column[str]) -> sa.Select[str]:
+    """Select the dependencies of a job that have not succeeded yet."""
+    needed = job.alias("needed")
+    return (
+        sa.select(needed.c.id)
+        .join(dependency, dependency.c.needs_id == needed.c.id)
+        .where(dependency.c.job_id == job_id, needed.c.status != Status.SUCCEEDED)
+    )

@@ -1,0 +1,124 @@
+"""What everybody may look at. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from app.jobs.config import canonical
+from app.jobs.queue.door import Door, in_turn, unmet
+from app.jobs.queue.records import Row
+from app.jobs.states import Status
+from app.jobs.tables import dependency, event, job
+
+_IN_LINE = ("id", "name", "status", "priority", "not_before", "run_after", "created_at")
+_REASON = ("reason_code", "reason_message", "reason_hint")
+# What tells how long a job will take: the samples it trains on, and what trained so fast before.
+_WORK = (
+    job.c.config[("model", "name")].as_string().label("model"),
+    job.c.plan[("splits", "train", "windows")].as_integer().label("windows"),
+    job.c.config[("training", "epochs")].as_integer().label("max_epochs"),
+    job.c.epoch,
+    job.c.samples_per_s,
+)
+
+
+class Reading(Door):
+    def get(self, job_id: str) -> Row:
+        """Read one job. Raises JobNotFound."""
+        with self.database.reading() as connection:
+            return self._get(connection, job_id)
+
+    def page(
+        self,
+        *,
+        statuses: Sequence[Status] = (),
+        tag: str | None = None,
+        text: str | None = None,
+        newest_first: bool = True,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> tuple[Sequence[Row], bool]:
+        """Page through the jobs by id, behind the last id of the page before. Returns (rows, has_more)."""
+        query = sa.select(job)
+        if statuses:
+            query = query.where(job.c.status.in_(list(statuses)))
+        if tag is not None:
+            # Tags are a JSON list of printable strings: the quoted tag occurs in its text.
+            query = query.where(
+                sa.cast(job.c.tags, sa.Text).contains(canonical([tag])[1:-1], autoescape=True)
+            )
+        if text is not None:
+            query = query.where(
+                job.c.name.icontains(text, autoescape=True) | job.c.id.istartswith(text, autoescape=True)
+            )
+        if after is not None:
+            query = query.where(job.c.id < after if newest_first else job.c.id > after)
+        query = query.order_by(job.c.id.desc() if newest_first else job.c.id).limit(limit + 1)
+        with self.database.reading() as connection:
+            rows = connection.execute(query).all()
+        return rows[:limit], len(rows) > limit
+
+    def position(self, row: Row) -> int | None:
+        """Count the place of a queued job, from 1; null when it is not queued."""
+        if row.status != Status.QUEUED:
+            return None
+        ahead = sa.select(sa.func.count()).where(
+            job.c.status == Status.QUEUED,
+            (job.c.priority > row.priority)
+            | ((job.c.priority == row.priority) & (job.c.place > row.place))
+            | ((job.c.priority == row.priority) & (job.c.place == row.place) & (job.c.id < row.id)),
+        )
+        with self.database.reading() as connection:
+            return int(connection.execute(ahead).scalar_one()) + 1
+
+    def line(self) -> Sequence[Row]:
+        """List the queued jobs in the order they would be claimed, without their configs."""
+        columns = [*(job.c[name] for name in (*_IN_LINE, *_REASON)), *_WORK]
+        query = sa.select(*columns).where(job.c.status == Status.QUEUED).order_by(*in_turn())
+        with self.database.reading() as connection:
+            rows: Sequence[Row] = connection.execute(query).all()
+        return rows
+
+    def speeds(self, limit: int = 50) -> Sequence[tuple[str, float]]:
+        """List (model, samples per second) of the last jobs that have trained, the newest first."""
+        with self.database.reading() as connection:
+            found = connection.execute(
+                sa.select(_WORK[0], job.c.samples_per_s)
+                .where(job.c.samples_per_s > 0)
+                .order_by(job.c.id.desc())
+                .limit(limit)
+            ).all()
+        return [(row.model, row.samples_per_s) for row in found]
+
+    def waits_for(self, job_id: str) -> Sequence[str]:
+        """List the dependencies of a job that have not succeeded yet."""
+        with self.database.reading() as connection:
+            return connection.execute(unmet(job_id)).scalars().all()
+
+    def waiting(self) -> dict[str, list[str]]:
+        """Map each queued job that has unmet dependencies to them."""
+        needed = job.alias("needed")
+        found: dict[str, list[str]] = {}
+        with self.database.reading() as connection:
+            for job_id, needs_id in connection.execute(
+                sa.select(dependency.c.job_id, dependency.c.needs_id)
+                .join(job, job.c.id == dependency.c.job_id)
+                .join(needed, needed.c.id == dependency.c.needs_id)
+                .where(job.c.status == Status.QUEUED, needed.c.status != Status.SUCCEEDED)
+                .order_by(dependency.c.needs_id)
+            ):
+                found.setdefault(job_id, []).append(needs_id)
+        return found
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> Sequence[Row]:
+        """Read the history of a job behind sequence number `after`. Raises JobNotFound."""
+        with self.database.reading() as connection:
+            self._get(connection, job_id)
+            return connection.execute(
+                sa.select(event)
+                .where(event.c.job_id == job_id, event.c.seq > after)
+                .order_by(event.c.seq)
+                .limit(limit)
+            ).all()

@@ -1,0 +1,293 @@
+"""What a worker does with a job: claim it, write what it reports, end its attempt one way or another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.db import UtcTime, server_time
+from app.jobs.queue.door import Door, held, in_turn
+from app.jobs.queue.records import NOTHING, PAUSED, Claim, Facts, LostJob, Order, Owner, Reason, Row, Weights
+from app.jobs.queue.resuming import newest_checkpoint
+from app.jobs.states import Status
+from app.jobs.tables import batch_row, checkpoint, dependency, epoch_row, event, gate, job, system_row
+
+# First restart at once, then after 5 s, then after 30 s.
+BACKOFF_S = (0.0, 5.0, 30.0)
+# How long a host may be silent before another takes its jobs. On one host nobody waits for it.
+LEASE_S = 60.0
+
+# Verdicts that outlive the crash budget; others become crash_loop.
+_NAMED_CRASHES = ("native_crash", "host_out_of_memory", "stalled", "storage_error")
+# Made once: an alias of so many columns costs a millisecond.
+_CANDIDATE, _NEEDED = job.alias("candidate"), job.alias("needed")
+_BEST_FILE = ("best_file", "best_sha256", "best_bytes")
+
+
+class Running(Door):
+    def claim(self, owner: Owner, slot: str) -> Claim | None:
+        """Take the next job that may run. Null when there is none, or the queue is drained."""
+        now = self.now()
+        due = _due(now)
+        with self.database.reading() as connection:
+            # An idle worker looks often: it shall not stand in the way of those who write.
+            if connection.execute(due).one_or_none() is None:
+                return None
+        # PostgreSQL skips rows another claim holds; SQLite has one writer, and no such clause.
+        chosen = due.with_for_update(skip_locked=True, of=_CANDIDATE).scalar_subquery()
+        with self.database.writing() as connection:
+            row = connection.execute(
+                job.update()
+                .where(job.c.id == chosen, job.c.status == Status.QUEUED)
+                .values(
+                    status=Status.RUNNING,
+                    phase="preparing",
+                    attempt=job.c.attempt + 1,
+                    slot=slot,
+                    owner=owner.as_json(),
+                    heartbeat_at=now,
+                    lease_until=server_time(connection, now, plus_s=LEASE_S),
+                    started_at=sa.func.coalesce(job.c.started_at, sa.literal(now, UtcTime)),
+                    attempt_started_at=now,
+                    run_after=None,
+                    reason_code=None,
+                    reason_message=None,
+                    reason_hint=None,
+                )
+                .returning(*job.c)
+            ).one_or_none()
+            if row is None:
+                return None
+            self._note(connection, row.id, [("claimed", {"slot": slot, "pid": owner.pid})])
+            return Claim(
+                job_id=row.id,
+                attempt=row.attempt,
+                config=row.config,
+                resolved=row.resolved,
+                data_fingerprint=row.data_fingerprint,
+                log_name=row.log_name,
+                claimed_at=now,
+                runtime_s=row.runtime_s,
+                checkpoint=newest_checkpoint(connection, row),
+                init_from=_init_from(connection, row),
+            )
+
+    def name_log(self, job_id: str, attempt: int, log_name: str) -> None:
+        """Say which log the job writes to, once, at its first claim. Raises LostJob."""
+        self.record(job_id, attempt, Facts(progress={"log_name": log_name}))
+
+    def record(self, job_id: str, attempt: int, facts: Facts) -> Order | None:
+        """Write what an attempt reported, heartbeat and lease included. Returns what is asked of it.
+
+        A checkpoint resets the count of crashes. Raises LostJob, having changed nothing, when the attempt no
+        longer owns the job.
+        """
+        with self.database.writing() as connection:
+            row = self._write(connection, job_id, attempt, facts)
+            if row.cancel_requested_at is not None:
+                return "cancel"
+            if row.pause_requested_at is not None:
+                return "pause"
+            is_preempting = connection.execute(sa.select(gate.c.is_preempting)).scalar_one()
+            return "preempt" if is_preempting else None
+
+    def finish(self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING) -> Status:
+        """End a running job for good, its last facts in the same transaction. Raises LostJob."""
+        with self.database.writing() as connection:
+            return self._finish(connection, self._write(connection, job_id, attempt, facts), reason)
+
+    def release(
+        self,
+        job_id: str,
+        attempt: int,
+        reason: Reason,
+        facts: Facts = NOTHING,
+        *,
+        again_in_s: float = 0.0,
+    ) -> Status:
+        """Put a running job back: a graceful stop, which costs no crash. Raises LostJob.
+
+        What the user has asked for meanwhile wins. again_in_s: not to be claimed before, as for `gpu_busy`.
+        """
+        with self.database.writing() as connection:
+            row = self._write(connection, job_id, attempt, facts)
+            run_after = self.now() + timedelta(seconds=again_in_s) if again_in_s else None
+            return self._as_asked(connection, row) or self._requeue(
+                connection, row, reason, "released", run_after
+            )
+
+    def suspend(self, job_id: str, attempt: int, reason: Reason = PAUSED, facts: Facts = NOTHING) -> Status:
+        """Pause a running job: the user's wish, or `disk_full`. A graceful stop, too. Raises LostJob.
+
+        A wish taken back meanwhile puts the job back into the queue.
+        """
+        with self.database.writing() as connection:
+            row = self._write(connection, job_id, attempt, facts)
+            if asked := self._as_asked(connection, row):
+                return asked
+            if reason.code == PAUSED.code:
+                back = Reason("preempted", "The pause was taken back; the job goes on.")
+                return self._requeue(connection, row, back, "released")
+            return self._pause(connection, row, reason)
+
+    def crash(self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING) -> Status:
+        """Record an attempt that died: queue it again while the budget lasts, else fail it. Raises LostJob.
+
+        An attempt that has committed a checkpoint costs nothing of the budget.
+        reason: what killed it; a code the budget ends with, such as native_crash, stays, others become
+        crash_loop.
+        """
+        with self.database.writing() as connection:
+            return self._crash(connection, self._write(connection, job_id, attempt, facts), reason)
+
+    def rescue(self, host: str) -> Sequence[tuple[str, Status]]:
+        """Take the jobs of other hosts whose lease is over; return what became of each.
+
+        On the same host nobody waits for a lease: there `orphans` and the owner's identity tell.
+        """
+        with self.database.writing() as connection:
+            late = connection.execute(
+                sa.select(job)
+                .where(
+                    job.c.status == Status.RUNNING, job.c.lease_until < server_time(connection, self.now())
+                )
+                .where(job.c.owner["host"].as_string() != host)
+                .order_by(job.c.id)
+                .with_for_update(skip_locked=True)
+            ).all()
+            return [(row.id, self._crash(connection, row, _silent(row))) for row in late]
+
+    # ---- behind the verbs ----
+
+    def _crash(self, connection: sa.Connection, row: Row, reason: Reason) -> Status:
+        saved = newest_checkpoint(connection, row)
+        has_progress = saved is not None and (saved.job_id, saved.attempt) == (row.id, row.attempt)
+        crashes = 0 if has_progress else row.crashes + 1
+        told = {"code": reason.code, "message": reason.message, "crashes": crashes}
+        self._note(connection, row.id, [("crashed", told)], crashes=crashes)
+        if row.cancel_requested_at is not None:
+            return self._cancel(connection, row)
+        if crashes >= row.max_attempts:
+            code = reason.code if reason.code in _NAMED_CRASHES else "crash_loop"
+            message = f"{reason.message} That was crash {crashes} of {row.max_attempts} in a row."
+            return self._finish(connection, row, Reason(code, message, reason.hint))
+        backoff_s = BACKOFF_S[max(0, min(crashes, len(BACKOFF_S)) - 1)]
+        return self._as_asked(connection, row) or self._requeue(
+            connection,
+            row,
+            Reason("backoff", reason.message, reason.hint),
+            "requeued",
+            self.now() + timedelta(seconds=backoff_s),
+        )
+
+    def _as_asked(self, connection: sa.Connection, row: Row) -> Status | None:
+        """Do with a job that stops what its user has asked for; null when nothing was."""
+        if row.cancel_requested_at is not None:
+            return self._cancel(connection, row)
+        return None if row.pause_requested_at is None else self._pause(connection, row)
+
+    def _write(self, connection: sa.Connection, job_id: str, attempt: int, facts: Facts) -> Row:
+        now = self.now()
+        epochs = [_with_best_file(row, facts.progress or {}) for row in facts.epochs]
+        checkpoints = [{**row, "attempt": attempt, "created_at": now} for row in facts.checkpoints]
+        tables: tuple[tuple[sa.Table, Sequence[Mapping[str, Any]]], ...] = (
+            (batch_row, facts.batches),
+            (epoch_row, epochs),
+            (system_row, facts.systems),
+            (checkpoint, checkpoints),
+        )
+        count = len(facts.events) + sum(len(rows) for _, rows in tables)
+        values = {**(facts.progress or {}), **_new_best(epochs)}
+        if checkpoints:
+            values["crashes"] = 0
+        row = connection.execute(
+            job.update()
+            .where(held(job_id, attempt))
+            .values(
+                seq=job.c.seq + count,
+                heartbeat_at=now,
+                lease_until=server_time(connection, now, plus_s=LEASE_S),
+                **values,
+            )
+            .returning(*job.c)
+        ).one_or_none()
+        if row is None:
+            raise LostJob(job_id)
+        numbers = iter(range(row.seq - count + 1, row.seq + 1))
+        for table, rows in tables:
+            if rows:
+                connection.execute(table.insert(), list(_numbered(rows, job_id, numbers)))
+        for (kind, data), seq in zip(facts.events, numbers, strict=True):
+            connection.execute(
+                event.insert().values(
+                    job_id=job_id, seq=seq, time=now, kind=kind, attempt=attempt, data=dict(data)
+                )
+            )
+        return row
+
+
+def _due(now: datetime) -> sa.Select[Any]:
+    """Select the job whose turn it is."""
+    candidate, needed = _CANDIDATE, _NEEDED
+    waits = (
+        sa.exists()
+        .where(dependency.c.job_id == candidate.c.id, needed.c.id == dependency.c.needs_id)
+        .where(needed.c.status != Status.SUCCEEDED)
+    )
+    return (
+        sa.select(candidate.c.id)
+        .where(
+            candidate.c.status == Status.QUEUED,
+            candidate.c.run_after.is_(None) | (candidate.c.run_after <= now),
+            candidate.c.not_before.is_(None) | (candidate.c.not_before <= now),
+            ~waits,
+            sa.select(gate.c.drained_at).scalar_subquery().is_(None),
+        )
+        .order_by(*in_turn(candidate))
+        .limit(1)
+    )
+
+
+def _numbered(
+    rows: Sequence[Mapping[str, Any]], job_id: str, numbers: Iterator[int]
+) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        yield {**row, "job_id": job_id, "seq": next(numbers)}
+
+
+def _with_best_file(row: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the file of a best in its epoch's row too, where only the job's columns name it."""
+    file = {name: row.get(name) for name in _BEST_FILE}
+    if row["best"] and file["best_file"] is None and progress.get("best_epoch") == row["epoch"]:
+        file = {name: progress.get(name) for name in _BEST_FILE}
+    return {**row, **file}
+
+
+def _new_best(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    bests = [row for row in epochs if row["best"] and row["best_file"] is not None]
+    if not bests:
+        return {}
+    last = bests[-1]
+    named = {"best_epoch": "epoch", "best_val_loss": "val_loss", "best_val_accuracy": "val_accuracy"}
+    return {name: last[column] for name, column in named.items()} | {name: last[name] for name in _BEST_FILE}
+
+
+def _init_from(connection: sa.Connection, row: Row) -> Weights | None:
+    source_id = row.config.get("init_from")
+    if source_id is None:
+        return None
+    found = connection.execute(
+        sa.select(job.c.id, job.c.best_file, job.c.best_sha256).where(
+            job.c.id == source_id, job.c.best_file.is_not(None)
+        )
+    ).one_or_none()
+    return None if found is None else Weights(*found)
+
+
+def _silent(row: Row) -> Reason:
+    return Reason(
+        "internal", f"The worker on {row.owner['host']} has not been heard of for {LEASE_S:g} seconds."
+    )

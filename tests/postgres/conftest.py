@@ -1,0 +1,3 @@
+from tests.postgres.engines import database, make_queue
+
+__all__ = ["database", "make_queue"]

@@ -1,0 +1,170 @@
+"""The report: right numbers, honest limits, text that survives."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from app.jobs.config import JobRequest
+from tests.worker.report.test_log import epoch
+from worker.engine.events import BestFile, Ended, Event, OomRecovered, Prepared, Resumed, Tested, Warned
+from worker.report.model_card import (
+    Facts,
+    ModelCard,
+    class_prior_baseline,
+    majority_baseline,
+    make_report,
+    to_markdown,
+)
+
+CLASSES = ["flat", "a|b"]
+CONFUSION = [[60, 20], [5, 35]]
+TRAIN = [300, 100]
+ENDED = Ended("completed", "Trained 2 epochs.")
+
+
+def config(**sections: Any) -> dict[str, Any]:
+    body = {"name": "x", "data": {"path": "btc", "window": 4}, **sections}
+    return JobRequest.model_validate(body).model_dump(mode="json")
+
+
+def prepared() -> Prepared:
+    part = {"rows": 500, "windows": 400, "start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"}
+    data = {"fingerprint": "f" * 8, "shape": [2, 6], "classes": CLASSES, "horizon_s": 60.0}
+    return Prepared(
+        resolved={
+            **data,
+            "effective_batch": 15,
+            "precision": "fp32",
+            "device": "cpu",
+            "class_weights": [1.0, 10.0],
+        },
+        plan={
+            "splits": {
+                "train": {**part, "class_counts": TRAIN},
+                "val": {**part, "class_counts": [80, 40]},
+                "test": None,
+            },
+            "model": {"parameters": 1234, "flops_per_sample": None},
+        },
+    )
+
+
+def best(number: int = 1, val_loss: float = 0.5) -> BestFile:
+    metrics = {"val_loss": val_loss, "val_accuracy": 0.79, "val_confusion": CONFUSION, "val_ece": 0.07}
+    return BestFile("best.pth", "ab" * 32, 99, None, {"epoch": number, "metrics": metrics})
+
+
+def facts(*events: Event, **sections: Any) -> Facts:
+    found = Facts("JOB", 1, config(**sections))
+    for event in (prepared(), *events):
+        found.note(event)
+    return found
+
+
+def test_baselines_are_those_of_the_training_frequencies() -> None:
+    majority = majority_baseline([80, 40], TRAIN, CLASSES)
+    assert majority == {"class": "flat", "accuracy": 80 / 120, "macro_f1": pytest.approx(0.4)}
+    prior = class_prior_baseline([80, 40], TRAIN)
+    # By hand: (80 x 0.75 + 40 x 0.25) / 120; F1 = 2 n q / (n + N q).
+    assert prior["accuracy"] == pytest.approx(70 / 120)
+    assert prior["macro_f1"] == pytest.approx((2 * 80 * 0.75 / 170 + 2 * 40 * 0.25 / 70) / 2)
+
+
+def test_a_class_that_is_nowhere_counts_in_no_mean() -> None:
+    assert class_prior_baseline([10, 10, 0], [50, 50, 0])["macro_f1"] == pytest.approx(0.5)
+
+
+def test_the_report_is_that_of_the_best_epoch() -> None:
+    done = [epoch(0.5, best(1), 0), replace(epoch(0.9, None, 1), epoch=2)]
+    tested = Tested(0.6, 0.7, [[7, 3], [3, 7]])
+    report = make_report(facts(*done, tested, OomRecovered(1, 1, 1, "x")), "succeeded", ENDED)
+    assert report["best"]["epoch"] == 1
+    assert report["validation"]["accuracy"] == pytest.approx(95 / 120)
+    assert report["validation"]["ece"] == 0.07
+    assert report["validation"]["confusion"] == CONFUSION
+    assert report["test"]["accuracy"] == pytest.approx(0.7)
+    assert [row["epoch"] for row in report["epochs"]] == [1, 2]
+    assert report["oom_recoveries"] == 1
+    assert report["config"] == config()
+
+
+def test_a_resumed_run_reports_the_best_of_before() -> None:
+    resumed = Resumed("r", 3, 0, 9, False, 5, 7, best(2))
+    report = make_report(facts(resumed, replace(epoch(0.9, None, 1), epoch=3)), "succeeded", ENDED)
+    assert report["best"]["epoch"] == 2
+    assert "went on from a checkpoint" in to_markdown(report)
+
+
+def test_what_is_not_finite_is_null() -> None:
+    done = epoch(math.nan, best(1, math.inf), 0)
+    report = make_report(facts(done), "failed", Ended("diverged", "x"))
+    assert json.loads(json.dumps(report, allow_nan=False))["epochs"][0]["val_loss"] is None
+    assert "|" in to_markdown(report)
+
+
+def limits(*events: Event, **sections: Any) -> str:
+    done = epoch(0.5, best(), 0)
+    return " ".join(make_report(facts(done, *events, **sections), "succeeded", ENDED)["limits"])
+
+
+def test_limits_are_said_where_they_are() -> None:
+    found = limits()
+    assert "No test split" in found
+    assert "share 3 of 4 rows: validation is worth about 30 independent samples" in found
+    assert "class weights" in found
+    assert "no better" not in found
+    tested = limits(Tested(0.6, 0.5, [[6, 4], [10, 0]]))
+    assert "No test split" not in tested
+    assert "In test, macro-F1 is no better than predicting by the most frequent class." in tested
+    assert "In test, fewer than 30 samples of flat, a|b" in tested
+    assert "share" not in limits(data={"path": "btc", "window": 4, "stride": 4})
+
+
+def test_the_card_shows_names_as_they_are() -> None:
+    done = epoch(0.5, best(), 0)
+    report = make_report(facts(done, Warned("w", "look *out*"), name="<b>|_x_"), "succeeded", ENDED)
+    card = to_markdown(report)
+    assert card.startswith("# Model card: \\<b\\>\\|\\_x\\_\n")
+    assert "always flat" in card
+    assert "look \\*out\\*" in card
+    head = next(line for line in card.splitlines() if line.startswith("|  | flat |"))
+    assert head == "|  | flat | a\\|b |"
+
+
+def test_a_run_that_ends_writes_both_files(tmp_path: Path) -> None:
+    sink = ModelCard(tmp_path, job_id="JOB", attempt=1, config=config())
+    for event in (prepared(), epoch(0.5, best(), 0)):
+        sink.write(event)
+    assert list(tmp_path.iterdir()) == []
+    sink.end("succeeded", ENDED)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert json.loads((tmp_path / "report.json").read_text())["job"]["reason"] == "completed"
+
+
+@pytest.mark.parametrize("stopped", ["pause", "preempt"])
+def test_a_run_that_will_go_on_writes_nothing(tmp_path: Path, stopped: Literal["pause", "preempt"]) -> None:
+    sink = ModelCard(tmp_path, job_id="JOB", attempt=1, config=config())
+    for event in (prepared(), epoch(0.5, best(), 0)):
+        sink.write(event)
+    sink.end("queued", Ended("user", "x", stopped=stopped))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_best_has_nothing_to_report(tmp_path: Path) -> None:
+    sink = ModelCard(tmp_path, job_id="JOB", attempt=1, config=config())
+    sink.end("failed", Ended("internal", "x"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_fail_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sink = ModelCard(tmp_path / "gone", job_id="JOB", attempt=1, config=config())
+    for event in (prepared(), epoch(0.5, best(), 0)):
+        sink.write(event)
+    sink.end("succeeded", ENDED)
+    assert "report_not_written" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""Predictions over files: those of the model on every window, however the rows are cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from app.datasets.errors import DataError
+from tests.worker.best import save_best
+from worker.models import SequenceModel
+from worker.predict import main, predict, split_path
+
+torch.set_num_threads(1)
+
+MLP = {"name": "mlp", "d_model": 6, "hidden": 7}
+LSTM = {"name": "lstm", "d_model": 5, "hidden": 6}
+SHAPE, WINDOW = (2, 6), 4
+
+
+def make_rows(count: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((count, *SHAPE)).astype(np.float32)
+
+
+def make_table(
+    rows_RF: NDArray[np.float32], times_s: Any, groups: list[str] | None = None, **extra: Any
+) -> pa.Table:
+    flat = pa.array(rows_RF.ravel())
+    columns: dict[str, Any] = {
+        "timestamp": pa.array(np.asarray(times_s, np.int64) * 1_000_000).cast(pa.timestamp("us", "UTC")),
+        "features": pa.FixedSizeListArray.from_arrays(flat, 12),
+        **extra,
+    }
+    if groups is not None:
+        columns["symbol"] = pa.array(groups)
+    return pa.table(columns)
+
+
+def expected(net: SequenceModel, rows_RF: NDArray[np.float32], ends: list[int]) -> NDArray[np.float32]:
+    x_BTF = torch.stack([torch.from_numpy(rows_RF[end - WINDOW + 1 : end + 1]) for end in ends])
+    found: NDArray[np.float32] = net(x_BTF).double().softmax(-1).detach().float().numpy()
+    return found
+
+
+def probabilities(table: pa.Table) -> NDArray[np.float32]:
+    return np.array(table["probabilities"].to_pylist(), np.float32)
+
+
+@pytest.mark.parametrize("model", [MLP, LSTM], ids=["mlp", "lstm"])
+@pytest.mark.parametrize("stride", [1, 3, 6])
+@pytest.mark.parametrize("piece_rows", [1, 3, 7, 8192])
+def test_every_window_gets_the_models_probabilities(
+    model: dict[str, Any], stride: int, piece_rows: int, tmp_path: Path
+) -> None:
+    checkpoint, net = save_best(tmp_path, model, data={"stride": stride})
+    rows_RF = make_rows(30)
+    data = tmp_path / "d"
+    data.mkdir()
+    # Names against the order of time; no label column.
+    pq.write_table(make_table(rows_RF[:11], range(11)), data / "z.parquet", row_group_size=5)
+    pq.write_table(make_table(rows_RF[11:], range(11, 30)), data / "a.parquet")
+    out = tmp_path / "preds.parquet"
+    ends = list(range(WINDOW - 1, 30, stride))
+    assert predict(checkpoint, str(data), out, piece_rows=piece_rows) == len(ends)
+    found = pq.read_table(out)
+    np.testing.assert_allclose(probabilities(found), expected(net, rows_RF, ends), rtol=1e-5, atol=1e-6)
+    assert found["timestamp"].cast(pa.int64()).to_pylist() == [end * 1_000_000 for end in ends]
+    assert found["prediction"].to_pylist() == probabilities(found).argmax(1).tolist()
+    assert found["class"].to_pylist() == ["abc"[k] for k in found["prediction"].to_pylist()]
+    assert found.schema.field("timestamp").type == pa.timestamp("us", "UTC")
+    about = json.loads(found.schema.metadata[b"saimp"])
+    assert (about["job_id"], about["classes"]) == ("JOB", ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("piece_rows", [1, 5, 8192])
+def test_a_window_is_of_one_group(piece_rows: int, tmp_path: Path) -> None:
+    checkpoint, net = save_best(tmp_path, MLP, data={"group": "symbol"})
+    rows_RF = make_rows(40)
+    groups = np.random.default_rng(1).choice(["x", "y"], 40).tolist()
+    data = tmp_path / "d.parquet"
+    pq.write_table(make_table(rows_RF, [n // 2 for n in range(40)], groups), data)
+    predict(checkpoint, str(data), tmp_path / "p.parquet", piece_rows=piece_rows)
+    found = pq.read_table(tmp_path / "p.parquet")
+    for group in "xy":
+        own = rows_RF[[g == group for g in groups]]
+        of_group = np.array([g == group for g in found["symbol"].to_pylist()])
+        ends = list(range(WINDOW - 1, len(own)))
+        np.testing.assert_allclose(
+            probabilities(found)[of_group], expected(net, own, ends), rtol=1e-5, atol=1e-6
+        )
+    assert found["timestamp"].to_pylist() == sorted(found["timestamp"].to_pylist())
+
+
+@pytest.mark.parametrize("piece_rows", [1, 4, 8192])
+def test_a_gap_is_in_no_window(piece_rows: int, tmp_path: Path) -> None:
+    checkpoint, net = save_best(tmp_path, MLP, data={"max_gap_s": 1.0})
+    rows_RF = make_rows(20)
+    times = [n if n < 9 else n + 5 for n in range(20)]
+    pq.write_table(make_table(rows_RF, times), tmp_path / "d.parquet")
+    predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet", piece_rows=piece_rows)
+    ends = [*range(3, 9), *range(12, 20)]
+    found = pq.read_table(tmp_path / "p.parquet")
+    np.testing.assert_allclose(probabilities(found), expected(net, rows_RF, ends), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    rows_RF = make_rows(20)
+    rows_RF[13, 1, 2] = np.nan
+    pq.write_table(make_table(rows_RF, range(20)), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d\.parquet, row 13"):
+        predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet", piece_rows=5)
+    assert not (tmp_path / "p.parquet").exists()
+    assert not (tmp_path / ".p.parquet.tmp").exists()
+
+
+def test_time_that_goes_back_is_named(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    pq.write_table(make_table(make_rows(9), [0, 1, 2, 3, 4, 2, 6, 7, 8]), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="row 5"):
+        predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet", piece_rows=5)
+
+
+@pytest.mark.parametrize("missing", ["timestamp", "features"])
+def test_data_without_a_column_of_training_are_refused(missing: str, tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    table = make_table(make_rows(9), range(9), other=pa.array([0.0] * 9)).drop_columns([missing])
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=missing):
+        predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet")
+
+
+def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP, shape=(2, 5))
+    pq.write_table(make_table(make_rows(9), range(9)), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="12 elements"):
+        predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet")
+
+
+def test_fewer_rows_than_a_window_give_an_empty_table(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    pq.write_table(make_table(make_rows(3), range(3)), tmp_path / "d.parquet")
+    assert predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet") == 0
+    assert pq.read_table(tmp_path / "p.parquet").num_rows == 0
+
+
+def test_predictions_beside_the_data_are_not_data(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    data = tmp_path / "d"
+    data.mkdir()
+    pq.write_table(make_table(make_rows(9), range(9)), data / "d.parquet")
+    for _ in range(2):
+        assert predict(checkpoint, str(data), data / "preds.parquet") == 6
+
+
+def test_columns_of_ours_make_way_for_those_of_the_data(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP, data={"group": "class"})
+    table = make_table(make_rows(9), range(9), **{"class": pa.array(["x"] * 9).dictionary_encode()})
+    pq.write_table(table, tmp_path / "d.parquet")
+    predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet")
+    names = pq.read_table(tmp_path / "p.parquet").column_names
+    assert names == ["timestamp", "class", "prediction", "class_", "probabilities"]
+
+
+def test_a_path_is_a_file_a_folder_or_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.parquet").touch()
+    assert split_path(str(tmp_path / "d")) == (tmp_path / "d", ".")
+    assert split_path(str(tmp_path / "d" / "a.parquet")) == (tmp_path / "d", "a.parquet")
+    assert split_path(str(tmp_path / "d" / "2025-*" / "*.parquet")) == (tmp_path / "d", "2025-*/*.parquet")
+    assert split_path("gone.parquet") == (Path(), "gone.parquet")
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    pq.write_table(make_table(make_rows(9), range(9)), tmp_path / "d.parquet")
+    out = str(tmp_path / "p.parquet")
+    assert main([str(checkpoint), str(tmp_path / "d.parquet"), "--out", out]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": out, "windows": 6}
+    assert main([str(checkpoint), str(tmp_path / "gone.parquet"), "--out", out]) == 1
+    assert capsys.readouterr().err.startswith("error: ")

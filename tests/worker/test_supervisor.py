@@ -1,0 +1,275 @@
+"""The supervisor at every awkward instant, with runners that are not processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import StorageUnavailable
+from app.jobs.queue import Queue
+from app.jobs.states import Status
+from tests.worker.fakes import Bench, make_bench
+from worker.death import cause_of_death, oom_kills
+from worker.engine.events import CheckpointSaved, Ended, PhaseChanged, Tested
+from worker.supervisor import GIVE_UP_S, slot_of
+
+DONE = Ended("completed", "Trained.")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return make_bench(tmp_path)
+
+
+def away(*_arguments: Any, **_named: Any) -> Any:
+    raise StorageUnavailable("The database did not answer.")
+
+
+def test_a_database_that_is_away_costs_an_attempt_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.begin()
+    with monkeypatch.context() as outage:
+        for name in ("record", "finish", "beat", "rescue", "claim", "release"):
+            outage.setattr(Queue, name, away)
+        bench.says(bench.best(1, 1.0))
+        bench.pass_time(600)
+        assert bench.supervisor.attempt is not None
+        assert bench.row(job_id).best_epoch is None
+    bench.says(DONE)
+    bench.dies()
+    row = bench.row(job_id)
+    assert (row.status, row.best_epoch) == (Status.SUCCEEDED, 1)
+
+
+def test_a_claim_whose_answer_was_lost_is_put_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = Queue.claim
+
+    def claim_unheard(self: Queue, *arguments: Any) -> Any:
+        claim(self, *arguments)
+        away()
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Queue, "claim", claim_unheard)
+        job_id = bench.begin()
+        assert bench.row(job_id).status == Status.RUNNING
+    bench.supervisor.turn()
+    bench.supervisor.turn()
+    assert bench.row(job_id).attempt == 2
+    assert bench.attempt.claim.job_id == job_id
+
+
+@pytest.mark.parametrize(
+    "error", [EOFError(), OSError(errno.EMFILE, "Too many open files")], ids=["server_gone", "no_fds"]
+)
+def test_an_attempt_that_cannot_start_is_a_crash_and_the_worker_lives(bench: Bench, error: Exception) -> None:
+    bench.spawner.error = error
+    job_id = bench.begin(max_attempts=1)
+    row = bench.row(job_id)
+    assert (row.status, row.reason_code) == (Status.FAILED, "storage_error")
+    bench.spawner.error = None
+    bench.begin()
+    assert bench.supervisor.attempt is not None
+
+
+def test_a_logs_root_that_is_no_folder_does_not_end_the_worker(bench: Bench) -> None:
+    (bench.root / "logs").write_text("x")
+    job_id = bench.begin(max_attempts=1)
+    assert bench.row(job_id).status == Status.FAILED
+
+
+def test_the_slot_outlives_the_name_of_the_host(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = bench.begin()
+    monkeypatch.setattr("socket.gethostname", lambda: "a-new-container.with-a-very-long.name.example")
+    again = make_bench_again(bench)
+    assert bench.row(job_id).reason_code == "backoff"
+    assert len(again.queue.workers()) == 1
+
+
+def make_bench_again(bench: Bench) -> Bench:
+    """Let another supervisor take the slot of one that is gone."""
+    return make_bench(bench.root)
+
+
+def test_a_slot_is_named_once(tmp_path: Path) -> None:
+    assert slot_of(tmp_path / "slot") == slot_of(tmp_path / "slot")
+
+
+def test_what_died_between_commit_and_publish_is_published_at_the_next_start(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.says(bench.best(1, 1.0), DONE)
+    bench.dies()
+    for path in (bench.paths.best(job_id), bench.paths.champion()):
+        path.unlink()
+        path.with_suffix(".json").unlink()
+    make_bench_again(bench)
+    assert bench.paths.best(job_id).exists()
+    assert (
+        json.loads(bench.paths.champion().with_suffix(".json").read_text())["sha256"]
+        == bench.row(job_id).best_sha256
+    )
+
+
+def test_a_runner_that_hangs_after_its_last_word_is_ended(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.says(DONE)
+    bench.pass_time(5)
+    assert bench.runner.kills == 0
+    bench.pass_time(10)
+    assert bench.runner.kills > 0
+    bench.dies(-signal.SIGKILL)
+    assert bench.row(job_id).reason_code == "completed"
+
+
+@pytest.mark.parametrize("late", ["cancel", "max_runtime"])
+def test_what_comes_after_the_last_word_changes_nothing(bench: Bench, late: str) -> None:
+    job_id = bench.begin(limits={"max_runtime_s": 3.0})
+    bench.says(DONE)
+    if late == "cancel":
+        bench.queue.cancel(job_id)
+    bench.pass_time(5.0)
+    bench.dies()
+    assert bench.row(job_id).reason_code == "completed"
+
+
+def test_a_cancel_outranks_a_pause(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.queue.pause(job_id)
+    bench.pass_time(1.0)
+    bench.queue.cancel(job_id)
+    bench.pass_time(1.0)
+    assert bench.runner.orders == ["pause", "cancel"]
+    bench.pass_time(2.0)
+    assert bench.runner.kills > 0
+    bench.dies(-signal.SIGKILL)
+    assert bench.row(job_id).status == Status.CANCELLED
+
+
+@pytest.mark.parametrize("foreign", ["{}", "[]", "not json", '{"comparison_key": "k", "metrics": {}}'])
+def test_a_foreign_champion_is_replaced_not_stumbled_over(bench: Bench, foreign: str) -> None:
+    bench.paths.champion().write_bytes(b"theirs")
+    bench.paths.champion().with_suffix(".json").write_text(foreign)
+    job_id = bench.begin()
+    bench.says(bench.best(1, 1.0), DONE)
+    bench.dies()
+    assert bench.row(job_id).status == Status.SUCCEEDED
+    assert json.loads(bench.paths.champion().with_suffix(".json").read_text())["metrics"] == {"val_loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("val_loss", "key", "reigns"), [(0.5, "k", True), (1.5, "k", False), (1.5, "other", True)]
+)
+def test_the_champion_is_the_best_of_the_comparable(
+    bench: Bench, val_loss: float, key: str, reigns: bool
+) -> None:
+    ids = []
+    for loss, its_key in ((1.0, "k"), (val_loss, key)):
+        ids.append(bench.begin())
+        bench.says(bench.best(1, loss, key=its_key), DONE)
+        bench.dies()
+    about = json.loads(bench.paths.champion().with_suffix(".json").read_text())
+    assert (about["metrics"]["val_loss"] == val_loss) == reigns
+
+
+def test_superseded_bests_go_and_the_newest_two_stay(bench: Bench) -> None:
+    bench.begin()
+    for epoch in range(1, 6):
+        bench.says(bench.best(epoch, 1.0 / epoch))
+    names = sorted(path.name[:10] for path in bench.attempt_directory.glob("best-*.pth"))
+    assert names == ["best-e0004", "best-e0005"]
+
+
+def test_a_best_beyond_the_last_commit_is_not_swept(bench: Bench) -> None:
+    bench.begin()
+    first, ahead = bench.best(1, 1.0), bench.best(2, 0.9)
+    bench.says(first)
+    bench.says(PhaseChanged("training"))
+    assert (bench.attempt_directory / str(ahead.best and ahead.best.name)).exists()
+
+
+def test_numbers_that_are_not_finite_are_null_not_an_error(bench: Bench) -> None:
+    job_id = bench.begin()
+    nan = float("nan")
+    bench.says(Tested(loss=nan, accuracy=nan, confusion=[[0, 0], [0, 0]]))
+    assert bench.row(job_id).test == {"loss": None, "accuracy": None, "confusion": [[0, 0], [0, 0]]}
+
+
+def test_a_full_disk_pauses_the_job_until_there_is_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.begin()
+    bench.says(Ended("disk_full", "The disk is full.", stopped="pause", evidence={"needed_bytes": 2**60}))
+    bench.dies()
+    row = bench.row(job_id)
+    assert (row.status, row.reason_code) == (Status.PAUSED, "disk_full")
+    bench.pass_time(60)
+    assert bench.row(job_id).status == Status.PAUSED
+    monkeypatch.setattr("worker.supervisor.free_bytes", lambda _path: 2**61)
+    bench.pass_time(60)
+    assert bench.row(job_id).attempt == 2
+
+
+def test_a_silent_runner_is_killed_and_named(bench: Bench) -> None:
+    job_id = bench.begin(max_attempts=1)
+    bench.says(PhaseChanged("training"))
+    bench.pass_time(200)
+    assert bench.runner.kills == 0
+    bench.pass_time(200)
+    assert bench.runner.kills > 0
+    bench.dies(-signal.SIGKILL)
+    assert bench.row(job_id).reason_code == "stalled"
+
+
+def test_a_commit_of_a_checkpoint_resets_the_count_of_crashes(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.dies(-signal.SIGKILL)
+    assert bench.row(job_id).crashes == 1
+    bench.pass_time(1.0)
+    (bench.attempt_directory / "resume-s00000001-aa.pt").write_bytes(b"x")
+    bench.says(CheckpointSaved("resume-s00000001-aa.pt", "a" * 64, 1, 1, 5, 1, False, None))
+    assert bench.row(job_id).crashes == 0
+
+
+def test_a_stop_while_the_database_is_away_gives_up_in_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.begin()
+    for name in ("record", "finish", "release", "crash", "beat"):
+        monkeypatch.setattr(Queue, name, away)
+    bench.supervisor.stopping = True
+    bench.pass_time(1.0)
+    bench.runner.die()
+    bench.pass_time(1.0)
+    assert not bench.supervisor.is_stuck
+    bench.pass_time(GIVE_UP_S + 1)
+    assert bench.supervisor.is_stuck
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "kills", "code", "word"),
+    [
+        (-signal.SIGSEGV, 0, "native_crash", "SIGSEGV"),
+        (-signal.SIGKILL, 0, "internal", "SIGKILL"),
+        (-signal.SIGKILL, 1, "host_out_of_memory", "memory"),
+        (-40, 0, "internal", "40"),
+        (3, 0, "internal", "exit code 3"),
+    ],
+    ids=["segfault", "killed", "oom", "real_time_signal", "exit"],
+)
+def test_every_death_has_a_name(exit_code: int, kills: int, code: str, word: str) -> None:
+    reason = cause_of_death(exit_code, oom_kills_seen=kills)
+    assert reason.code == code
+    assert word in str(reason.message)
+
+
+def test_the_kernels_kills_are_counted_in_the_container_first(tmp_path: Path) -> None:
+    cgroup, host = tmp_path / "memory.events", tmp_path / "vmstat"
+    host.write_text("nr_free_pages 5\noom_kill 7\n")
+    assert oom_kills(cgroup, host) == 7
+    cgroup.write_text("low 0\noom_kill 2\n")
+    assert oom_kills(cgroup, host) == 2

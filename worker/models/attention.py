@@ -1,0 +1,54 @@
+"""A layer of the transformer encoder, able to answer for the last steps alone.
+
+Attention Is All You Need (Vaswani et al. 2017, arXiv:1706.03762), in its pre-norm form (Xiong et al. 2020,
+arXiv:2002.04745).
+
+Shapes: B windows, T rows, D = d_model, H heads, E = D / H, Q queries.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worker.models.dropout import Dropout
+
+EXPANSION = 4  # width of the feed-forward layer, in d_model
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer: attention, then a feed-forward network, each added to its input."""
+
+    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(d_model, EXPANSION * d_model), nn.GELU(), nn.Linear(EXPANSION * d_model, d_model)
+        )
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, num_queries: int | None = None) -> Tensor:
+        """Transform the last `num_queries` steps (null = all), each attending to all T: [B, Q, D]."""
+        normed_BTD = self.attention_norm(x_BTD)
+        if num_queries is not None:
+            x_BTD = x_BTD[:, -num_queries:]
+        x_BQD = x_BTD + self.dropout(self._attend(normed_BTD, x_BTD.shape[1]))
+        transformed_BQD: Tensor = x_BQD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BQD)))
+        return transformed_BQD
+
+    def _attend(self, normed_BTD: Tensor, num_queries: int) -> Tensor:
+        query_BHQE = self._split_heads(self.query(normed_BTD[:, -num_queries:]))
+        key_BTD, value_BTD = self.key_value(normed_BTD).chunk(2, dim=-1)
+        attended_BHQE = F.scaled_dot_product_attention(
+            query_BHQE, self._split_heads(key_BTD), self._split_heads(value_BTD)
+        )
+        attended_BQD: Tensor = self.out(attended_BHQE.transpose(1, 2).flatten(2))
+        return attended_BQD
+
+    def _split_heads(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)

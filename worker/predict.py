@@ -1,0 +1,351 @@
+"""Classify every window of a dataset with a best checkpoint: `python -m worker.predict`.
+
+Rows are read in content order, decoded as in training, and encoded once each; labels are not needed.
+
+Shapes: R rows of a piece, B windows, T rows in a window, D embedding, F... the shape of one row, K classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.datasets.catalog import find_files
+from app.datasets.errors import NoRows, NotChronological, SchemaMismatch
+from app.datasets.features import Features, listed, resolve_features
+from app.datasets.footers import Footer, Metadata, check_same_schema, read_footer
+from app.datasets.order import Ordered, order_by_time
+from app.datasets.parquet import RowBatch, read_columns
+from app.datasets.times import as_ns, floor_ns, raw_times
+from app.errors import ServiceError, shown
+from app.jobs.config import DataConfig
+from worker.models import CorruptCheckpoint, SequenceModel, load
+from worker.models.base import gather_windows
+from worker.stream.decode import Origin, decode_features
+from worker.stream.errors import NonFinite
+
+PIECE_ROWS, PIECE_BYTES = 8192, 16 * 2**20  # rows decoded at once, at most
+ENCODE_ROWS, HEAD_WINDOWS = 1024, 256  # that go through the model at once
+
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def predict(
+    checkpoint: Path,
+    data: str,
+    target: Path,
+    *,
+    device: str = "cpu",
+    allowed_prefixes: Sequence[str] = (),
+    piece_rows: int = PIECE_ROWS,
+) -> int:
+    """Write the class and the probabilities of every window that ends in `data`; return how many.
+
+    data: a file, folder or glob. Window, stride, gap and group are those of training; a row of `target` is a
+    window's last row: its time, its group, `prediction` (0..K-1), `class` (its name), `probabilities` [K].
+    Rows are in content order. The file appears whole or not at all.
+    Raises DataError for data that do not fit the model, CorruptCheckpoint, ConfigInvalid.
+    """
+    model, sidecar = load(checkpoint, allowed_prefixes=allowed_prefixes)
+    model = model.to(device)
+    source = open_source(data, sidecar, besides=target)
+    draft = target.with_name(f".{target.name}.tmp")
+    num_windows = 0
+    try:
+        with pq.ParquetWriter(draft, source.schema(sidecar)) as writer:
+            for table in _predictions(model, source, sidecar, device, piece_rows):
+                writer.write_table(table)
+                num_windows += table.num_rows
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return num_windows
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Files in content order, and where in their rows the features are."""
+
+    ordered: Ordered
+    config: DataConfig
+    features: Features
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns to read: features, time, group."""
+        group = [] if self.config.group is None else [self.config.group]
+        return list(dict.fromkeys([*self.features.columns, self.config.timestamp, *group]))
+
+    def pieces(self, piece_rows: int) -> Iterator[tuple[Footer, RowBatch]]:
+        """Read the files one after another, a piece at a time."""
+        row_bytes = prod(self.features.shape) * max(4, np.dtype(self.features.dtype).itemsize)
+        batch_rows = max(1, min(piece_rows, PIECE_BYTES // row_bytes))
+        for footer in self.ordered.footers:
+            for piece in read_columns(footer.path, footer.name, self.columns, batch_rows=batch_rows):
+                yield footer, piece
+
+    def times_ns(self, footer: Footer, piece: RowBatch) -> Ints:
+        """Return the rows' times, [R]."""
+        column = self.config.timestamp
+        raw_R = raw_times(piece.columns[column], column, footer.name, piece.first_row)
+        is_detected = self.ordered.is_detected
+        return as_ns(raw_R, self.ordered.unit, column, footer.name, piece.first_row, is_detected=is_detected)
+
+    def schema(self, sidecar: dict[str, Any]) -> pa.Schema:
+        """Say what a row of the predictions holds; the schema key `saimp` says of which model."""
+        types = self.ordered.footers[0].types
+        keys = [self.config.timestamp, *([self.config.group] if self.config.group else [])]
+        taken = set(keys)
+        ours = {
+            "prediction": pa.int32(),
+            "class": pa.string(),
+            "probabilities": pa.list_(pa.float32(), len(sidecar["classes"])),
+        }
+        fields = [pa.field(key, types[key]) for key in keys]
+        for name, kind in ours.items():
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            fields.append(pa.field(name, kind))
+        about = {key: sidecar.get(key) for key in ("job_id", "sha256", "epoch", "classes")}
+        return pa.schema(fields, metadata={"saimp": json.dumps(about)})
+
+
+def open_source(path: str, sidecar: dict[str, Any], *, besides: Path) -> Source:
+    """Find the files and check that they hold what the model was trained on; `besides` is never data."""
+    found = [f for f in find_files(*split_path(path)) if f.path.resolve() != besides.resolve()]
+    footers = [footer for footer in (read_footer(f.path, f.name) for f in found) if footer.rows]
+    if not footers:
+        raise NoRows(f"{shown(path)!r} has no rows.", "Give a path with data.")
+    resolved = sidecar["resolved"]
+    columns = list(resolved["features"])
+    config = DataConfig.model_validate_json(
+        json.dumps(
+            {
+                **sidecar["config"]["data"],
+                "features": columns[0] if len(columns) == 1 else columns,
+                "shape": list(resolved["shape"]),
+            }
+        )
+    )
+    check_same_schema(footers, config.timestamp)
+    types = footers[0].types
+    for column in (config.timestamp, config.group):
+        if column is not None and column not in types:
+            raise SchemaMismatch(
+                f"There is no column {shown(column)!r}; found {listed(types)}.",
+                "The data need the columns the model was trained with, but for the label.",
+            )
+    metadata = footers[0].metadata or Metadata()
+    roles = frozenset(c for c in (config.timestamp, config.label, config.group) if c is not None)
+    features = resolve_features(types, config, metadata, roles, lambda _: prod(resolved["shape"]))
+    return Source(order_by_time(footers, config.timestamp, config.group is not None), config, features)
+
+
+def split_path(path: str) -> tuple[Path, str]:
+    """Cut a path into the folder it begins in and what to find there: a name, a glob, or all."""
+    given = Path(path)
+    if given.is_dir():
+        return given, "."
+    if given.exists():
+        return given.parent, given.name
+    parts = given.parts
+    first = next((n for n, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
+    return Path(*parts[:first]), "/".join(parts[first:])
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Where one group stands: its rows so far, and what later windows need of them."""
+
+    rows: int = 0
+    last_ns: int | None = None
+    solid_from: int = 0  # first row since the last gap
+    tail_TD: Tensor | None = None  # the last T - 1 rows, embedded
+
+
+def _predictions(
+    model: SequenceModel, source: Source, sidecar: dict[str, Any], device: str, piece_rows: int
+) -> Iterator[pa.Table]:
+    lanes: dict[Any, _Lane] = {}
+    schema = source.schema(sidecar)
+    classes = pa.array(sidecar["classes"], pa.string())
+    for footer, piece in source.pieces(piece_rows):
+        places_B, probabilities_BK = _classify_piece(model, source, footer, piece, lanes, device)
+        if not len(places_B):
+            continue
+        order_B = np.argsort(places_B, kind="stable")
+        places_B, probabilities_BK = places_B[order_B], probabilities_BK[order_B]
+        predictions_B = pa.array(probabilities_BK.argmax(axis=1), pa.int32())
+        keys = [source.config.timestamp, *([source.config.group] if source.config.group else [])]
+        flat = pa.array(np.ascontiguousarray(probabilities_BK, np.float32).ravel())
+        columns = [_decoded(piece.columns[key]).take(pa.array(places_B)) for key in keys]
+        columns += [
+            predictions_B,
+            classes.take(predictions_B),
+            pa.FixedSizeListArray.from_arrays(flat, len(classes)),
+        ]
+        yield pa.Table.from_arrays(columns, schema=schema)
+
+
+def _classify_piece(
+    model: SequenceModel,
+    source: Source,
+    footer: Footer,
+    piece: RowBatch,
+    lanes: dict[Any, _Lane],
+    device: str,
+) -> tuple[Ints, NDArray[np.float64]]:
+    """Classify the windows that end in a piece: the places of their last rows [B], probabilities [B, K]."""
+    origin = Origin(footer.name, piece.first_row)
+    table = pa.table({name: piece.columns[name] for name in source.features.columns})
+    rows_RF, is_whole_R = _finite(decode_features(table, source.features, origin), source, origin)
+    times_R = source.times_ns(footer, piece)
+    with torch.inference_mode():
+        embedded_RD = torch.cat(
+            [model.encode(part_RF.to(device)) for part_RF in torch.split(rows_RF, ENCODE_ROWS)]
+        )
+        found = [
+            _classify_lane(
+                model,
+                source,
+                lanes.setdefault(group, _Lane()),
+                origin,
+                places_N,
+                times_R,
+                is_whole_R,
+                embedded_RD,
+            )
+            for group, places_N in _by_group(source, piece)
+        ]
+    places_B = np.concatenate([places for places, _ in found])
+    return places_B, np.concatenate([probabilities for _, probabilities in found])
+
+
+def _classify_lane(
+    model: SequenceModel,
+    source: Source,
+    lane: _Lane,
+    origin: Origin,
+    places_N: Ints,
+    times_R: Ints,
+    is_whole_R: Mask,
+    embedded_RD: Tensor,
+) -> tuple[Ints, NDArray[np.float64]]:
+    """Go on with one group: its rows of a piece are at `places_N`."""
+    window, stride = model.window, source.config.stride
+    first = lane.rows  # in the group, of the first row here
+    starts_from = _advance(lane, source, origin, places_N, times_R, is_whole_R)
+    ends_N = np.arange(first, lane.rows)
+    starts_N = ends_N - (window - 1)
+    used_N = (starts_N >= starts_from) & (starts_N >= 0) & (starts_N % stride == 0)
+    own_ND = embedded_RD[torch.from_numpy(places_N).to(embedded_RD.device)]
+    held_ND = own_ND if lane.tail_TD is None else torch.cat([lane.tail_TD, own_ND])
+    base = lane.rows - len(held_ND)  # in the group, of the first row held
+    lane.tail_TD = held_ND[max(0, len(held_ND) - window + 1) :]
+    starts_B = torch.from_numpy(starts_N[used_N] - base)
+    probabilities = [
+        model.head(gather_windows(held_ND, part_B, window, is_dense=False)).double().softmax(-1).cpu().numpy()
+        for part_B in torch.split(starts_B, HEAD_WINDOWS)
+        if len(part_B)
+    ]
+    empty = np.empty((0, model.num_classes))
+    return places_N[used_N], np.concatenate([empty, *probabilities])
+
+
+def _advance(
+    lane: _Lane, source: Source, origin: Origin, places_N: Ints, times_R: Ints, is_whole_R: Mask
+) -> Ints:
+    """Count rows in; for each, the first row of its group that a window ending there may hold, [N].
+
+    Raises NotChronological when time goes back.
+    """
+    times_N = times_R[places_N]
+    steps_N = np.diff(times_N, prepend=times_N[0] if lane.last_ns is None else lane.last_ns)
+    if (steps_N < 0).any():
+        where = origin.at(int(places_N[int(np.argmax(steps_N < 0))]))
+        raise NotChronological(
+            f"{where}: time goes back.", "Sort the rows by time (inside each group); files may not overlap."
+        )
+    numbers_N = np.arange(lane.rows, lane.rows + len(places_N))
+    solid_N = np.full(len(places_N), lane.solid_from)
+    if source.config.max_gap_s is not None:
+        solid_N = np.where(steps_N > floor_ns(source.config.max_gap_s), numbers_N, solid_N)
+    # A row that is not whole is in no window.
+    solid_N = np.maximum.accumulate(np.where(is_whole_R[places_N], solid_N, numbers_N + 1))
+    lane.rows += len(places_N)
+    lane.last_ns = int(times_N[-1])
+    lane.solid_from = int(solid_N[-1])
+    return solid_N
+
+
+def _by_group(source: Source, piece: RowBatch) -> Iterator[tuple[Any, Ints]]:
+    """Yield the groups of a piece, each with the places of its rows."""
+    if source.config.group is None:
+        yield None, np.arange(len(piece.columns[source.config.timestamp]))
+        return
+    encoded = _decoded(piece.columns[source.config.group]).dictionary_encode()
+    codes_R = np.asarray(encoded.indices.fill_null(-1))
+    for code in np.unique(codes_R):
+        group = None if code < 0 else encoded.dictionary[int(code)].as_py()
+        yield group, np.flatnonzero(codes_R == code)
+
+
+def _finite(rows_RF: Tensor, source: Source, origin: Origin) -> tuple[Tensor, Mask]:
+    """Deal with numbers that are not finite as training did: the rows, and which of them may be used [R]."""
+    is_finite_RE = rows_RF.flatten(1).isfinite()
+    is_whole_R = is_finite_RE.all(dim=1).numpy()
+    if is_whole_R.all():
+        return rows_RF, is_whole_R
+    policy: str = source.config.non_finite
+    if policy == "error":
+        where = origin.at(int(np.argmin(is_whole_R)))
+        raise NonFinite(f"{where}: a feature is not finite.", "Clean the features.")
+    rows_RF = rows_RF.masked_fill(~is_finite_RE.view(rows_RF.shape), 0.0)
+    return rows_RF, is_whole_R if policy == "skip" else np.ones_like(is_whole_R)
+
+
+def _decoded(column: Any) -> Any:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m worker.predict`: print what was written, or what went wrong; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m worker.predict", description=main.__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", help="file, folder or glob")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--allow", action="append", default=[], metavar="PREFIX")
+    given = parser.parse_args(arguments)
+    try:
+        num_windows = predict(
+            given.checkpoint, given.data, given.out, device=given.device, allowed_prefixes=given.allow
+        )
+    except ServiceError as error:
+        print(f"error: {error.message}" + (f" {error.hint}" if error.hint else ""), file=sys.stderr)
+        return 1
+    except (CorruptCheckpoint, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps({"path": str(given.out), "windows": num_windows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
