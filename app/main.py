@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from types import FrameType
 
@@ -40,6 +41,7 @@ from app.settings import Settings, load
 
 SCHEMA_WAIT_S = 30.0
 SHUTDOWN_S = 5
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -75,15 +77,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     docs.install(app)
     openapi.install(app)
     problems.install(app)
-    app.add_middleware(BrowserGuard)
+    app.add_middleware(BrowserGuard, hosts=LOOPBACK if settings.host in LOOPBACK else None)
     return app
 
 
 class BrowserGuard:
-    """Let no other site's page change anything, and tell browsers not to guess types nor to frame us."""
+    """Let no other site's page read or change anything; tell browsers not to guess types nor to frame us.
 
-    def __init__(self, app: ASGIApp) -> None:
+    hosts: the names the service answers to; null = any. A page whose own name was made to point here (DNS
+    rebinding) comes with that name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None = None) -> None:
         self._app = app
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -95,9 +102,11 @@ class BrowserGuard:
             await send(message)
 
         app = self._app
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] == "http":
             headers = Headers(scope=scope)
-            if _is_foreign(headers):
+            if self._hosts is not None and not _is_named(headers, self._hosts):
+                app = _MISDIRECTED
+            elif scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_foreign(headers):
                 app = _FOREIGN
         await app(scope, receive, send_with_headers)
 
@@ -108,6 +117,20 @@ _FOREIGN = problems.problem(
     "A page of another site may not change anything here.",
     hint="Send the request from a program, or from a page of this service.",
 )
+
+
+_MISDIRECTED = problems.problem(
+    421,
+    "unknown_host",
+    "This service does not answer to that host name.",
+    hint="Ask for 127.0.0.1 or localhost.",
+)
+
+
+def _is_named(headers: Headers, hosts: Collection[str]) -> bool:
+    """Whether there is one Host, and it is ours, with or without a port."""
+    named = headers.getlist("host")
+    return len(named) == 1 and re.sub(r":\d*$", "", named[0]).strip("[]") in hosts
 
 
 def _is_foreign(headers: Headers) -> bool:

@@ -40,7 +40,11 @@ def live_service(root: Path) -> Iterator[Live]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield Live(TestClient(app), services, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        yield Live(
+            TestClient(app, base_url="http://127.0.0.1"),
+            services,
+            f"http://127.0.0.1:{listener.getsockname()[1]}",
+        )
     finally:
         services.stopping.set()
         server.should_exit = True

@@ -141,8 +141,6 @@ class Epoch:
                 self._tally.add(counted.narrow(reported, end - first))
                 reported = end - first
             sums = self._tally.read()
-            if run.loss.weight_of(sums.support) == 0:
-                continue  # no class weight, no weighted mean
             speed = speed or self._speed(last)
             applied = run.applied
             yield BatchDone(

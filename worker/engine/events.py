@@ -47,7 +47,7 @@ class BatchDone:
     epoch: int
     batch: int
     step: int
-    loss: float  # weighted mean over the samples since the previous row of the epoch
+    loss: float  # weighted mean over the samples since the previous row of the epoch; nan without weight
     accuracy: float
     lr: float | None  # of the last finished step; null before the first
     grad_norm: float | None  # likewise, before clipping

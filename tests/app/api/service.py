@@ -89,7 +89,7 @@ def service(root: Path) -> Iterator[Service]:
     services: Services = app.state.services
     upgrade(services.database)
     write_dataset(settings.data_root / "demo")
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         yield Service(client, services)
 
 

@@ -17,7 +17,10 @@ from tests.factories import OWNER, SLOT
 
 
 def test_liveness_needs_nothing(tmp_path: Path) -> None:
-    client = TestClient(create_app(Settings(data_root=tmp_path / "data", logs_root=tmp_path / "logs")))
+    client = TestClient(
+        create_app(Settings(data_root=tmp_path / "data", logs_root=tmp_path / "logs")),
+        base_url="http://127.0.0.1",
+    )
     assert client.get("/healthz").json() == {"status": "ok"}
 
 
@@ -60,7 +63,7 @@ def test_a_fault_of_ours_is_a_problem_without_its_insides(
         raise RuntimeError("secret of the house")
 
     monkeypatch.setattr(api.queue, "workers", broken)
-    client = TestClient(api.client.app, raise_server_exceptions=False)
+    client = TestClient(api.client.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
     answer = client.get("/workers")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert answer.headers["content-type"] == "application/problem+json"
@@ -204,3 +207,15 @@ def test_a_page_of_another_site_changes_nothing(api: Service, headers: dict[str,
 def test_a_page_of_ours_may(api: Service) -> None:
     headers = {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}
     assert api.client.post(f"/jobs/{api.job()}/cancel", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""])
+def test_a_page_whose_name_was_made_to_point_here_reads_nothing(api: Service, host: str) -> None:
+    answer = api.client.get("/jobs", headers={"Host": host, "Origin": f"http://{host}"})
+    assert answer.status_code == 421
+    assert answer.json()["code"] == "unknown_host"
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000"])
+def test_the_names_of_this_machine_are_answered(api: Service, host: str) -> None:
+    assert api.client.get("/jobs", headers={"Host": host}).status_code == 200

@@ -225,8 +225,9 @@ def test_a_step_without_class_weight_is_skipped_and_counted() -> None:
     assert epoch.skipped_steps == 1
     assert run.num_steps == 2
     rows = rows_of(events)
-    assert [row.batch for row in rows] == list(range(5, 15))
-    assert rows[0].step == 1
+    assert [row.batch for row in rows] == list(range(15))
+    assert [math.isnan(row.loss) for row in rows] == [True] * 5 + [False] * 10, "no weight, no weighted mean"
+    assert rows[5].step == 1
     assert sum(map(sum, epoch.train_confusion)) == 30
 
 
