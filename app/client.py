@@ -220,6 +220,58 @@ class Client:
         """Ask for the job's end and return it. Repeated: nothing more happens."""
         return self._json("POST", f"/jobs/{_safe(job_id)}/cancel")
 
+    def pause(self, job_id: str) -> Json:
+        """Ask for a pause and return the job. Repeated: nothing more happens."""
+        return self._json("POST", f"/jobs/{_safe(job_id)}/pause")
+
+    def resume(self, job_id: str) -> Json:
+        """Let a paused job wait for its turn again and return it."""
+        return self._json("POST", f"/jobs/{_safe(job_id)}/resume")
+
+    def retry(self, job_id: str, *, from_start: bool = False, idempotency_key: str | None = None) -> Json:
+        """Queue a job that has ended once more and return the new one; it goes on where it was saved last."""
+        return self._json(
+            "POST",
+            f"/jobs/{_safe(job_id)}/retry",
+            params={"from": "start" if from_start else "checkpoint"},
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+        )
+
+    def clone(
+        self, job_id: str, patch: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Json:
+        """Queue a new job with the config of this one, changed by a JSON merge patch, and return it."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._json("POST", f"/jobs/{_safe(job_id)}/clone", json=patch or {}, headers=headers)
+
+    def edit(self, job_id: str, patch: Mapping[str, Any]) -> Json:
+        """Change name, tags, metadata, priority or not_before by a JSON merge patch; return the job."""
+        return self._json("PATCH", f"/jobs/{_safe(job_id)}", json=patch)
+
+    def move(self, job_id: str, *, before: str | None = None, after: str | None = None) -> Json:
+        """Put a waiting job right before or right after another one, whose priority it takes."""
+        sides = {"before": before, "after": after}
+        body = {side: other for side, other in sides.items() if other is not None}
+        return self._json("POST", f"/jobs/{_safe(job_id)}/move", json=body)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with its files."""
+        self._send("DELETE", f"/jobs/{_safe(job_id)}")
+
+    def queue(self) -> Json:
+        """Return who waits, in the order of their turn: {data, has_more, drained_at}."""
+        return self._json("GET", "/queue")
+
+    def drain(self, *, finish_running: bool = False) -> Json:
+        """Let no job start any more; what runs is put back, or may run to its end. Returns the queue."""
+        return self._json(
+            "POST", "/queue/drain", params={"running": "finish" if finish_running else "preempt"}
+        )
+
+    def open_queue(self) -> Json:
+        """Let jobs start again. Returns the queue."""
+        return self._json("POST", "/queue/open")
+
     def plot(self, job_id: str) -> bytes:
         """Return the curves as a PNG."""
         return self._send("GET", f"/jobs/{_safe(job_id)}/plot").content

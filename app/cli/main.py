@@ -25,6 +25,14 @@ COMMANDS = {
     "logs": Lazy("app.cli.logs:logs", "Print a job's log.", _JOBS),
     "pull": Lazy("app.cli.pull:pull", "Download a job's best checkpoint, verified.", _JOBS),
     "cancel": Lazy("app.cli.cancel:cancel", "Stop a job for good.", _JOBS),
+    "pause": Lazy("app.cli.lifecycle:pause", "Free the GPU; resume goes on exactly there.", _JOBS),
+    "resume": Lazy("app.cli.lifecycle:resume", "Let a paused job wait for its turn again.", _JOBS),
+    "retry": Lazy("app.cli.lifecycle:retry", "Queue a job that has ended once more.", _JOBS),
+    "clone": Lazy("app.cli.lifecycle:clone", "Queue a new job with a job's config, changed.", _JOBS),
+    "move": Lazy("app.cli.lifecycle:move", "Change the order of the jobs that wait.", _JOBS),
+    "rm": Lazy("app.cli.lifecycle:rm", "Delete a job that has ended.", _JOBS),
+    "drain": Lazy("app.cli.lifecycle:drain", "Start no job any more, until the queue is opened.", _JOBS),
+    "open": Lazy("app.cli.lifecycle:open_queue", "Start jobs again.", _JOBS),
     "predict": Lazy("app.cli.predict:predict", "Classify a dataset with a job's best checkpoint.", _JOBS),
     "export": Lazy(
         "app.cli.export:export", "Write a best checkpoint as safetensors, ONNX or torch.export.", _JOBS
