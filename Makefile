@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check soak bench format clean
 
 help:            ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -30,6 +30,13 @@ check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(READY)   ## the queue under many processes: JOBS=100000 URL=postgres for the long ones
+	PYTHONPATH=. $(BIN)/python bench/queue_soak.py --url $(or $(URL),sqlite) --jobs $(or $(JOBS),4000)
+
+bench: $(READY)  ## the stream side by side with peers that are installed; see bench/RESULTS.md
+	PYTHONPATH=. $(BIN)/python bench/stream.py
+	PYTHONPATH=. $(BIN)/python bench/stream_shuffle.py
 
 format: $(READY) ## let ruff format and fix
 	$(BIN)/ruff format .

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import os
 import re
 import time
@@ -306,6 +307,7 @@ class Client:
         mismatches = 0
         sha256, size = self._announced(url)
         if path.is_file() and _sha256(path) == sha256:
+            self._pull_sidecar(job_id, path, sha256)
             return path
         while True:
             part = path.with_name(f".{path.name}.{sha256[:16]}.part")
@@ -322,12 +324,24 @@ class Client:
                 continue
             if _sha256(part) == sha256:
                 _keep(part, path)
+                self._pull_sidecar(job_id, path, sha256)
                 return path
             part.unlink()
             mismatches += 1
             if mismatches == 2:
                 raise DigestMismatch(f"the checkpoint of job {job_id} arrived damaged: not {sha256}")
             sha256, size = self._announced(url)
+
+    def _pull_sidecar(self, job_id: str, path: Path, sha256: str) -> None:
+        """Put the description of a checkpoint beside it, unless the service has a newer best by now."""
+        try:
+            about = self._json("GET", f"/jobs/{_safe(job_id)}/artifacts/saimp_best.json")
+        except (ServiceProblem, ValueError):
+            return  # a service that has none
+        if about.get("sha256") == sha256:
+            part = path.with_name(f".{path.name}.json.part")
+            part.write_text(json.dumps(about, indent=1), encoding="utf-8")
+            _keep(part, path.with_suffix(".json"))
 
     def _announced(self, url: str) -> tuple[str, int]:
         try:

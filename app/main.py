@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import migrate
 from app.api import (
+    artifacts,
     checkpoint,
     datasets,
     docs,
@@ -72,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=openapi.ERRORS,
     )
     app.state.services = services
-    for part in (jobs, lifecycle, metrics, logs, plot, checkpoint, datasets, system):
+    for part in (jobs, lifecycle, metrics, logs, plot, checkpoint, artifacts, datasets, system):
         app.include_router(part.router)
     docs.install(app)
     openapi.install(app)

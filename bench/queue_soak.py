@@ -1,7 +1,7 @@
 """Many processes on one queue: no job claimed twice, none left behind, no "database is locked".
 
-    python bench/queue_soak.py --url sqlite:////tmp/soak.db --jobs 100000
-    python bench/queue_soak.py --url postgres --jobs 100000      (a server of its own, as in the tests)
+    python bench/queue_soak.py --jobs 100000
+    python bench/queue_soak.py --jobs 100000 --url postgres      (a server of its own, as in the tests)
 
 Processes are forked from this one; some submit, the others claim and finish. Prints one line of JSON.
 """
@@ -155,6 +155,9 @@ def _url(url: str, stack: ExitStack) -> str:
         database = stack.enter_context(fresh_database())
         database.dispose()
         return url_of(database)
+    if url == "sqlite":
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="saimp-"))
+        url = f"sqlite:///{folder}/soak.db"
     database = connect(url)
     upgrade(database)
     database.dispose()
@@ -163,7 +166,7 @@ def _url(url: str, stack: ExitStack) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", default="sqlite", help="sqlite, postgres (each of its own), or a URL")
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--claimers", type=int, default=16)
     parser.add_argument("--submitters", type=int, default=2)

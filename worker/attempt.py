@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from app.errors import StorageUnavailable
 from app.jobs.files import BEST_NAME, Paths, sidecar
 from app.jobs.queue import CANCELLED, PAUSED, Claim, LostJob, Order, Queue, Reason
-from app.jobs.states import ENDINGS
+from app.jobs.states import ENDINGS, Status
 from worker.death import cause_of_death, oom_kills
 from worker.engine.events import BatchDone, Ended, Event
 from worker.pending import Pending
@@ -37,6 +39,7 @@ class Attempt:
         sampler: Sampler,
         queue: Queue,
         paths: Paths,
+        log: Path,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,6 +48,7 @@ class Attempt:
         self._sampler = sampler
         self._queue = queue
         self._paths = paths
+        self._log = log
         self._clock = clock
         self._started = self._flushed = self._sampled = clock()
         self._watchdog = Watchdog(clock)
@@ -198,7 +202,7 @@ class Attempt:
         elif ended is None:
             killed = oom_kills() - self._oom_kills
             cause = self._stalled or cause_of_death(self.runner.exit_code, oom_kills_seen=killed)
-            self._queue.crash(*job, cause, facts)
+            self._log_death(self._queue.crash(*job, cause, facts), cause)
         elif ended.reason == "disk_full":
             self._pending.note("disk_full", **ended.evidence)
             self._queue.suspend(*job, Reason("disk_full", ended.message, ended.hint), self._pending.facts())
@@ -207,6 +211,12 @@ class Attempt:
         else:
             self._queue.release(*job, PREEMPTED, facts)
         self._committed()
+
+    def _log_death(self, status: Status, cause: Reason) -> None:
+        """End the log for a runner that could not."""
+        code = "backoff" if status == Status.QUEUED else cause.code
+        with suppress(OSError), self._log.open("a", encoding="utf-8") as log:
+            log.write(f"\n[ERROR] {cause.message}\n[END] {status} ({code})\n")
 
     def _new_pending(self) -> Pending:
         return Pending(f"attempts/{self.claim.attempt}")

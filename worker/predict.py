@@ -154,7 +154,11 @@ def open_source(path: str, sidecar: dict[str, Any], *, besides: Path) -> Source:
     metadata = footers[0].metadata or Metadata()
     roles = frozenset(c for c in (config.timestamp, config.label, config.group) if c is not None)
     features = resolve_features(types, config, metadata, roles, lambda _: prod(resolved["shape"]))
-    return Source(order_by_time(footers, config.timestamp, config.group is not None), config, features)
+    return Source(
+        order_by_time(footers, config.timestamp, config.group is not None, group=config.group),
+        config,
+        features,
+    )
 
 
 def split_path(path: str) -> tuple[Path, str]:

@@ -50,10 +50,13 @@ from worker.engine.samples import Splits
 from worker.entry import Orders
 from worker.models.base import num_parameters
 from worker.models.build import flops_per_sample
+from worker.models.normalizer import Scaling
 from worker.publish import write_sidecar
 from worker.report.log import Log
 from worker.report.model_card import ModelCard
 from worker.report.plot import Plot
+from worker.stream.prepare import Surveyed, survey
+from worker.stream.shuffle import Shuffle
 from worker.stream.stream import Stream
 from worker.telemetry import Gpu, ram, torch_peak
 
@@ -77,7 +80,8 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
             for warning in sinks.write(event):
                 send(encode(warning))
             if orders.stop is not None and attempt.may_stop(orders.stop):
-                ended = Ended("user", "Stopped as ordered.", stopped=orders.stop)
+                reason = "preempted" if orders.stop == "preempt" else "user"
+                ended = Ended(reason, "Stopped as ordered.", stopped=orders.stop)
                 break
     except Exception as error:  # the process boundary: whatever it is becomes a recorded ending
         ended = attempt.verdict(error)
@@ -158,7 +162,9 @@ class _Attempt:
         """Prepare and train."""
         request = JobRequest.model_validate_json(json.dumps(self._assignment.config))
         yield PhaseChanged("preparing")
-        dataset = open_dataset(self._assignment.data_root, request.data)
+        dataset = open_dataset(
+            self._assignment.data_root, request.data, budget_bytes=self._assignment.stream_budget
+        )
         if self._assignment.data_fingerprint not in (None, dataset.fingerprint):
             raise DataChanged(
                 f"The files of {request.data.path!r} are not those the job was submitted with.",
@@ -168,8 +174,12 @@ class _Attempt:
         plan = plan_split(dataset, request.data, class_weights=weights if isinstance(weights, list) else None)
         for code, message in (*dataset.warnings, *plan.warnings):
             yield Warned(code, message)
+        found = survey(dataset, plan, request.data.normalize, request.data.non_finite)
+        plan = found.plan
+        if found.num_bad_rows:
+            yield Warned("non_finite", f"{found.num_bad_rows} rows hold features that are not finite.")
         resolved = _resolved(self._assignment, request, plan)
-        run = _build(self._assignment, request, dataset, plan, resolved)
+        run = _build(self._assignment, request, dataset, found, resolved)
         yield Prepared(
             {**asdict(resolved), **_resolved_data(dataset, plan)},
             plan_document(request, plan, _model_size(self._assignment, request, dataset, plan, run)),
@@ -242,12 +252,27 @@ def _resolved_data(dataset: Dataset, plan: SplitPlan) -> dict[str, Any]:
 
 
 def _build(
-    assignment: Assignment, request: JobRequest, dataset: Dataset, plan: SplitPlan, resolved: Resolved
+    assignment: Assignment, request: JobRequest, dataset: Dataset, found: Surveyed, resolved: Resolved
 ) -> Run:
+    data, plan = request.data, found.plan
+    shuffle = None
+    if data.shuffle == "block":
+        shuffle = Shuffle(data.shuffle_buffer, data.shuffle_run, request.training.seed)
     streams = {
-        part: Stream(dataset, plan, part, budget_bytes=assignment.stream_budget, verify_checksums=True)
+        part: Stream(
+            dataset,
+            plan,
+            part,
+            budget_bytes=assignment.stream_budget,
+            verify_checksums=True,
+            shuffle=shuffle if part == "train" else None,
+            zero_non_finite=data.non_finite == "zero",
+        )
         for part in plan.parts
     }
+    scaling = None
+    if found.center_F is not None and found.scale_F is not None:
+        scaling = Scaling(found.center_F, found.scale_F)
     return build_run(
         request,
         resolved,
@@ -259,6 +284,7 @@ def _build(
         sidecar=_sidecar(assignment, request, dataset, plan, resolved),
         vram_fraction=assignment.vram_fraction,
         custom_prefixes=assignment.custom_prefixes,
+        scaling=scaling,
     )
 
 

@@ -227,7 +227,9 @@ class Supervisor:
         )
         self._say(f"{claim.job_id} attempt {claim.attempt} runs as process {runner.pid}, log {log_name}.txt")
         sampler = Sampler(runner.pid, self._gpu)
-        return Attempt(claim, runner, sampler, self._queue, self._paths, clock=self._clock)
+        return Attempt(
+            claim, runner, sampler, self._queue, self._paths, self._paths.log(log_name), clock=self._clock
+        )
 
     def _resume(self, at: Checkpoint) -> Resume:
         return Resume(self._paths.job(at.job_id) / at.name, at.sha256)

@@ -134,6 +134,7 @@ def _file(media_type: str, description: str) -> dict[str, Any]:
 PLOT: dict[str, Any] = {
     "responses": {200: _file("image/png", "The curves"), 304: {"description": "Nothing has changed"}}
 }
+ARTIFACT: dict[str, Any] = {"responses": {200: _file("application/octet-stream", "The file")}}
 CHECKPOINT: dict[str, Any] = {
     "responses": {
         200: _file("application/octet-stream", "The file"),

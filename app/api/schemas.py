@@ -268,3 +268,13 @@ class DatasetEntry(Answer):
 
 class DatasetPage(Answer):
     data: list[DatasetEntry]
+
+
+class Artifact(Answer):
+    name: str
+    size: int
+    sha256: str
+
+
+class Artifacts(Answer):
+    data: list[Artifact]

@@ -83,7 +83,10 @@ def _preflight(services: Services, request: JobRequest) -> Preflight:
     # pyarrow takes 40 MB: an API at rest does without.
     from app.datasets.preflight import preflight  # noqa: PLC0415
 
-    return preflight(services.settings.data_root, request, limit_s=services.settings.preflight_s)
+    settings = services.settings
+    return preflight(
+        settings.data_root, request, limit_s=settings.preflight_s, budget_bytes=settings.stream_budget
+    )
 
 
 def _plan(request: JobRequest, data: Preflight, model: Mapping[str, int | None]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     more = f" and {len(features['columns']) - 8} more" if len(features["columns"]) > 8 else ""
     yield "features", f"{features['dtype']} {features['shape']} as {features['layout']}: {columns}{more}"
     if found["feature_values"]:
-        yield from _values(found["feature_values"])
+        yield from _values(found["feature_values"], is_named=features["layout"] == "columns")
     yield "label", f"{shown(found['label'])}: {_balance(found, list(found['label_counts'].values()))}"
     ends = shown(found["label_end"]) if found["label_end"] else "no label_end column"
     yield "label end", f"{ends}, horizon {found['horizon_s']:g} s"
@@ -127,14 +127,15 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "content", found["fingerprint"]
 
 
-def _values(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for element in values["elements"][:MAX_ELEMENTS_SHOWN]:
+def _values(values: dict[str, Any], *, is_named: bool) -> Iterator[tuple[str, str]]:
+    """The figures of named columns, and of all features together; single cells of a tensor say little."""
+    for element in values["elements"][: MAX_ELEMENTS_SHOWN if is_named else 0]:
         yield (
             "",
             f"{element['name']}  {element['min']:.4g} to {element['max']:.4g}, mean {element['mean']:.4g},"
             f" deviation {element['deviation']:.4g}",
         )
-    if values["num_elements"] > MAX_ELEMENTS_SHOWN:
+    if is_named and values["num_elements"] > MAX_ELEMENTS_SHOWN:
         yield "", f"and {values['num_elements'] - MAX_ELEMENTS_SHOWN} more"
     yield "values", f"{values['non_finite']:,} not finite, {values['constant']:,} features never change"
 

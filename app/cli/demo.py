@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -23,7 +22,7 @@ from app.cli.scores import majority, score_table
 from app.cli.service import Service, service
 from app.cli.watch import say_ending
 from app.client import Client, ClientError, Json, ServiceProblem
-from app.jobs.files import BEST_NAME, Paths, sidecar
+from app.jobs.files import BEST_NAME
 from app.jobs.states import FINAL, Status
 
 _LABEL_WIDTH = 12
@@ -166,8 +165,6 @@ def _verdict(best: Json) -> str:
 def _checkpoint(root: Path, client: Client, job_id: str) -> tuple[Path, Json]:
     """Download the best checkpoint, and load it the way a user does."""
     path = client.pull(job_id, root / BEST_NAME)
-    paths = Paths(root / "data", root / "logs")
-    shutil.copyfile(sidecar(paths.best(job_id)), sidecar(path))
     command = python("-c", _CHECK, str(path))
     try:
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=_CHECK_S)

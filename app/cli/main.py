@@ -41,6 +41,7 @@ COMMANDS = {
 
 DATA_COMMANDS = {
     "build": Lazy("app.cli.data_build:build", "Turn raw trades into a training dataset."),
+    "audit": Lazy("app.cli.data_audit:audit", "Look for leaks: what training could not know."),
     "inspect": Lazy(
         "app.cli.data_inspect:inspect", "Describe a dataset: schema, time range, holes, classes."
     ),
@@ -55,7 +56,7 @@ app = typer.Typer(
     epilog="SAIMP_URL says where the service is (http://127.0.0.1:8000). Every command knows --help.",
 )
 data = typer.Typer(cls=lazy_group(DATA_COMMANDS), no_args_is_help=True)
-app.add_typer(data, name="data", help="Build and inspect datasets.", rich_help_panel=_DATA)
+app.add_typer(data, name="data", help="Build, inspect and audit datasets.", rich_help_panel=_DATA)
 
 
 @data.callback()

@@ -24,6 +24,9 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 Write = Callable[[str, bytes, bool], None]
 
+# More often than this, a child that is killed is not started again.
+_MAX_RESTARTS, _RESTARTS_WITHIN_S = 5, 300.0
+
 
 @dataclass
 class Child:
@@ -31,6 +34,7 @@ class Child:
 
     name: str
     process: subprocess.Popen[bytes]
+    start_again: Callable[[], None] | None = None
     pending: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -106,13 +110,25 @@ class Household:
         self._children: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self._signals = 0
+        self._restarts: list[float] = []
 
     def add(
-        self, name: str, command: Sequence[str], env: Mapping[str, str], orphaned: signal.Signals
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        orphaned: signal.Signals,
+        *,
+        is_restarted: bool = False,
     ) -> None:
-        """Start a child whose output is passed on."""
+        """Start a child whose output is passed on. is_restarted: again, when a signal has killed it."""
+
+        def start() -> None:
+            self.add(name, command, env, orphaned, is_restarted=True)
+
         pipe = subprocess.PIPE
-        child = Child(name, spawn(command, env=env, stdout=pipe, stderr=pipe, orphaned=orphaned))
+        process = spawn(command, env=env, stdout=pipe, stderr=pipe, orphaned=orphaned)
+        child = Child(name, process, start if is_restarted else None)
         self._children.append(child)
         for stream in (child.process.stdout, child.process.stderr):
             assert stream is not None
@@ -131,11 +147,27 @@ class Household:
             for child in self._children:
                 if child.process.poll() is not None:
                     code = child.process.returncode
+                    if code < 0 and self._start_again(child):
+                        break
                     self._say(f"{child.name} has ended ({_ending(code)}); stopping the rest")
                     self._stop()
                     return code if code > 0 else 128 - code if code < 0 else 1
         self._say("stopping")
         return 0 if self._stop() else 1
+
+    def _start_again(self, child: Child) -> bool:
+        """Replace a child that was killed, unless it is killed all the time; return whether it was."""
+        recent = [at for at in self._restarts if time.monotonic() - at < _RESTARTS_WITHIN_S]
+        if child.start_again is None or len(recent) >= _MAX_RESTARTS:
+            return False
+        self._restarts = [*recent, time.monotonic()]
+        self._say(f"{child.name} was killed ({_ending(child.process.returncode)}); starting it again")
+        _clear_group(child.process.pid)
+        self._forward(0.0)
+        self._flush(child)
+        self._children.remove(child)
+        child.start_again()
+        return True
 
     def _stop(self) -> bool:
         """End all children; False when one had to be killed."""

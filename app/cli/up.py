@@ -45,7 +45,7 @@ def up(
     talk(f"data {settings.data_root.absolute()}  logs {settings.logs_root.absolute()}", style="dim")
     # Should this process be killed: the API holds nothing, the worker puts its job back first.
     household.add("api", python("-m", "app.cli.main", "api"), env, signal.SIGKILL)
-    household.add("worker", python("-m", "worker"), env, signal.SIGTERM)
+    household.add("worker", python("-m", "worker"), env, signal.SIGTERM, is_restarted=True)
     raise typer.Exit(household.run())
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from app.datasets.errors import NoFiles, NotARegularFile, PathOutsideDataRoot
+from app.datasets.errors import NoFiles, NotARegularFile, PathOutsideDataRoot, SourceUnavailable
+from app.datasets.places import Place, Root, S3Path, glob_pattern
 from app.errors import shown
 
 SUFFIXES = (".parquet", ".pq", ".parq")
@@ -26,7 +27,7 @@ class FoundFile:
     """A regular file below the data root. name: relative to the root, POSIX."""
 
     name: str
-    path: Path
+    path: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +40,21 @@ class DatasetEntry:
     size_bytes: int
 
 
-def find_files(root: Path, pattern: str) -> tuple[FoundFile, ...]:
+def find_files(root: Root, pattern: str) -> tuple[FoundFile, ...]:
     """Resolve `data.path` to Parquet files below the data root, sorted by name.
 
     A folder means every Parquet file below it; symbolic links to folders inside it are not followed.
-    Raises PathOutsideDataRoot, NotARegularFile, NoFiles.
+    Raises PathOutsideDataRoot, NotARegularFile, NoFiles, SourceUnavailable.
     """
     segments = _segments(pattern)
-    home = root.resolve()
     name = "/".join(segments)
     if segments and _is_ours(segments[0]):
         raise NoFiles(f"{shown(name)!r} belongs to the service and is never data.", _RULE)
     found: dict[str, FoundFile] = {}
-    for match in _matches(home, name):
-        for path in _parquet_below(home, match) if match.is_dir() else (match,):
-            file = _checked(home, path)
-            if file is not None:
-                found[file.name] = file
-            if len(found) > MAX_FILES:
-                raise NoFiles(f"{shown(pattern)!r} matches more than {MAX_FILES} files.", "Narrow the path.")
+    for file in _in_folder(root.resolve(), name) if isinstance(root, Path) else _in_bucket(root, name):
+        found[file.name] = file
+        if len(found) > MAX_FILES:
+            raise NoFiles(f"{shown(pattern)!r} matches more than {MAX_FILES} files.", "Narrow the path.")
     if not found:
         raise NoFiles(
             f"No Parquet file matches {shown(pattern)!r} below the data root.",
@@ -66,8 +63,10 @@ def find_files(root: Path, pattern: str) -> tuple[FoundFile, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def list_datasets(root: Path) -> tuple[DatasetEntry, ...]:
+def list_datasets(root: Root) -> tuple[DatasetEntry, ...]:
     """List the files and folders directly below the data root that hold Parquet files, by name."""
+    if not isinstance(root, Path):
+        return _entries_of_bucket(root)
     home = root.resolve()
     entries = []
     for child in sorted(home.iterdir()) if home.is_dir() else []:
@@ -97,6 +96,66 @@ def _segments(pattern: str) -> list[str]:
     if pattern.count("**") > MAX_RECURSIVE:
         raise NoFiles(f"{shown(pattern)!r} has more than {MAX_RECURSIVE} `**`.", "Narrow the glob.")
     return [part for part in pattern.split("/") if part not in ("", ".")]
+
+
+def _in_folder(home: Path, name: str) -> Iterator[FoundFile]:
+    for match in _matches(home, name):
+        for path in _parquet_below(home, match) if match.is_dir() else (match,):
+            file = _checked(home, path)
+            if file is not None:
+                yield file
+
+
+def _in_bucket(root: S3Path, name: str) -> Iterator[FoundFile]:
+    """What a path means in a folder, meant in a bucket: its names with slashes are its folders."""
+    found = [file for file, _ in _objects(root, name) if _is_data(file.name, name)]
+    if found or not any(c in name for c in "*?["):
+        yield from found
+        return
+    # List below the part without wildcards only.
+    plain = name.split("/")[: next(i for i, part in enumerate(name.split("/")) if re.search(r"[*?\[]", part))]
+    try:
+        pattern = glob_pattern(name)
+    except re.error as error:
+        raise NoFiles(f"{shown(name)!r} is not a usable path or glob.", _RULE) from error
+    for file, _ in _objects(root, "/".join(plain)):
+        parts = file.name.split("/")
+        # A pattern that ends in `**` names folders only.
+        folders = ["/".join(parts[:size]) + "/" for size in range(1, len(parts))]
+        names = [*folders, *(folder[:-1] for folder in folders), file.name]
+        if _is_data(file.name, "") and any(pattern.fullmatch(one) for one in names):
+            yield file
+
+
+def _entries_of_bucket(root: S3Path) -> tuple[DatasetEntry, ...]:
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for file, size in _objects(root, ""):
+        first, _, rest = file.name.partition("/")
+        if _is_data(file.name, ""):
+            sizes.setdefault((first, "folder" if rest else "file"), []).append(size)
+    return tuple(
+        DatasetEntry(first, kind, len(files), sum(files)) for (first, kind), files in sorted(sizes.items())
+    )
+
+
+def _objects(root: S3Path, name: str) -> Iterator[tuple[FoundFile, int]]:
+    """Every object at or below a name, with its size. Raises SourceUnavailable."""
+    try:
+        for path, found in (root / name).files():
+            yield FoundFile(path.key.removeprefix(root.key).lstrip("/"), path), found.st_size
+    except OSError as error:
+        raise SourceUnavailable(
+            "The bucket of the data root cannot be listed.",
+            "Check credentials, region and endpoint of the service, then try again.",
+        ) from error
+
+
+def _is_data(name: str, wanted: str) -> bool:
+    """Whether an object is data: not ours, not hidden, and Parquet by its name unless named itself."""
+    parts = name.split("/")
+    if _is_ours(parts[0]) or any(_is_hidden(part) for part in parts):
+        return False
+    return name == wanted or name.lower().endswith(SUFFIXES)
 
 
 def _is_ours(first: str) -> bool:

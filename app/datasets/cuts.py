@@ -132,14 +132,15 @@ def find_cuts(survey: Survey, num_rows: int, split: Split) -> tuple[int | None, 
         train, val = Decimal(repr(split.train)), Decimal(repr(split.val))
         has_test = split.test > 0
         ranks = [floor(train * num_rows), floor((train + val) * num_rows) if has_test else None]
-        first, second = (None if rank is None else _cut_at(survey, rank, num_rows) for rank in ranks)
+        first, second = (None if rank is None else cut_at(survey, rank, num_rows) for rank in ranks)
         return first, second
     starts = [split.val_from, split.test_from]
     first, second = (None if at is None else survey.next_after(instant_ns(at) - 1) for at in starts)
     return first, second
 
 
-def _cut_at(survey: Survey, row: int, num_rows: int) -> int | None:
+def cut_at(survey: Survey, row: int, num_rows: int) -> int | None:
+    """Return the first time of a part that begins at a row, moved past equal times; None beyond the end."""
     # The smallest time after row - 1's: that is row's own, or the first one past a run of equal times.
     if row > num_rows:
         return None

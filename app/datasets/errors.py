@@ -67,6 +67,12 @@ class NoRows(DataError):
     code = "no_rows"
 
 
+class SourceUnavailable(DataError):
+    """Where the data lie does not answer, or refuses."""
+
+    status, code = 503, "source_unavailable"
+
+
 class NotParquet(DataError):
     """A file is not a Parquet file."""
 
@@ -95,6 +101,12 @@ class UnsupportedFeature(DataError):
     """A file uses something this reader does not support."""
 
     code = "unsupported_feature"
+
+
+class RowGroupTooLarge(DataError):
+    """A part of a file would not fit in memory when it is decoded."""
+
+    code = "row_group_too_large"
 
 
 class BadColumnName(DataError):
@@ -153,6 +165,13 @@ class EmptySplit(DataError):
     """A part of the split has no window."""
 
     code = "empty_split"
+    pointer = "/data/split"
+
+
+class TooManyFolds(DataError):
+    """The rows cannot be cut into that many folds."""
+
+    code = "too_many_folds"
     pointer = "/data/split"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from app.datasets.errors import BadColumnName, BadMetadata, BadTimestamp, DataError, SchemaMismatch
 from app.datasets.parquet import FooterBytes, open_parquet, read_footer_bytes, refuse_encrypted_columns
+from app.datasets.places import Place
 from app.errors import shown
 
 MAX_NAME = 256
@@ -49,7 +49,7 @@ class Footer:
     """One file's footer. row_groups: rows in each."""
 
     name: str
-    path: Path
+    path: Place
     content: FooterBytes
     row_groups: tuple[int, ...]
     schema: pa.Schema
@@ -70,7 +70,7 @@ def decoded_type(kind: Any) -> Any:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def read_footer(path: Path, name: str) -> Footer:
+def read_footer(path: Place, name: str) -> Footer:
     """Read and check one footer. Raises the DataErrors of a file that cannot be used."""
     content = read_footer_bytes(path, name)
     with open_parquet(path, name) as file:

@@ -5,45 +5,69 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.datasets.errors import DataError
+from app.datasets.errors import DataError, PreflightTimeout
+from app.datasets.feature_values import FeatureValues
+from app.datasets.places import Root
 from app.datasets.preflight import plan_view
 from app.datasets.scan import Scan
-from app.datasets.schema import Dataset, open_dataset
+from app.datasets.schema import STREAM_BUDGET, Dataset, open_dataset
 from app.datasets.split import plan_split
 from app.datasets.times import Times, rfc3339
+from app.errors import Problem
 from app.jobs.config import DataConfig
 
 LARGEST_HOLES = 5
 
 
-def inspect_dataset(root: Path, data: DataConfig, *, deadline: float | None = None) -> dict[str, Any]:
+def inspect_dataset(
+    root: Root,
+    data: DataConfig,
+    *,
+    deadline: float | None = None,
+    budget_bytes: int = STREAM_BUDGET,
+    has_features: bool = True,
+) -> dict[str, Any]:
     """Describe the dataset that `data.path` names, with the split that `data` gives it.
 
+    has_features: read the features too, streamed; else `feature_values` is null.
     Raises DataError when it cannot be opened. What its rows have wrong is listed under `errors`; `splits` is
-    null then. Raises PreflightTimeout past `deadline`, a time.monotonic().
+    null then. Past `deadline`, a time.monotonic(), what was read so far is described, `is_partial` is true
+    and the warning `inspect_partial` says so; PreflightTimeout is raised when not even footers were read.
     """
-    dataset = open_dataset(root, data, deadline=deadline)
-    scan = Scan(dataset, data, (None, None), has_test=False)
-    profile = _Profile()
-    warnings, errors = list(dataset.warnings), []
+    dataset = open_dataset(root, data, deadline=deadline, budget_bytes=budget_bytes)
+    scan, profile, values = Scan(dataset, data, ()), _Profile(), FeatureValues(dataset.features)
+    warnings, num_rows, is_partial = list(dataset.warnings), 0, False
+    faults: list[Problem] = []
     plan = plan_view(None)
     classes = list(dataset.classes) if dataset.classes else None
     try:
-        for lane, rows in scan.read(deadline):
+        for lane, rows in scan.read(deadline, has_features=has_features):
+            num_rows += len(rows.times_N)
             profile.add(lane, rows.times_N)
+            if rows.features_NE is not None:
+                values.add(rows)
+    except DataError as error:
+        faults += error.problems
+    except PreflightTimeout:
+        is_partial = True
+    try:
         split = plan_split(dataset, data, deadline=deadline)
         plan, classes = plan_view(split), list(split.classes)
         warnings += split.warnings
     except DataError as error:
-        errors = [
-            {"pointer": p.pointer, "code": p.code, "message": p.message, "hint": p.hint}
-            for p in error.problems
-        ]
+        faults += [problem for problem in error.problems if problem not in faults]
+    except PreflightTimeout:
+        is_partial = True
+    if has_features:
+        warnings += values.warnings(data)
+        faults += values.faults(data)
+    if is_partial:
+        partial = f"Time ran out after {num_rows:,} of {dataset.rows:,} rows; only these are described."
+        warnings.append(("inspect_partial", partial))
     return {
         "path": data.path,
         **_described(dataset),
@@ -51,9 +75,14 @@ def inspect_dataset(root: Path, data: DataConfig, *, deadline: float | None = No
         "groups": [str(group) for group in scan.groups] if dataset.group else None,
         "classes": classes,
         "label_counts": {str(label): rows for label, rows in sorted(scan.label_counts.items())},
+        "feature_values": values.view() if has_features else None,
         **plan,
+        "rows_read": num_rows,
+        "is_partial": is_partial,
         "warnings": [{"code": code, "message": message} for code, message in warnings],
-        "errors": errors,
+        "errors": [
+            {"pointer": p.pointer, "code": p.code, "message": p.message, "hint": p.hint} for p in faults
+        ],
     }
 
 

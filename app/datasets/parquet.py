@@ -7,11 +7,11 @@ Footers first, columns in bounded batches, page checksums verified, never `pyarr
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,9 +23,11 @@ from app.datasets.errors import (
     DataError,
     NotParquet,
     PreflightTimeout,
+    SourceUnavailable,
     Truncated,
     UnsupportedFeature,
 )
+from app.datasets.places import Place, opened
 from app.errors import shown
 
 BATCH_ROWS = 1 << 17
@@ -57,7 +59,7 @@ class FooterBytes:
     sha256: str
 
 
-def read_footer_bytes(path: Path, name: str) -> FooterBytes:
+def read_footer_bytes(path: Place, name: str) -> FooterBytes:
     """Check the magic numbers and hash the footer. Raises NotParquet, Truncated, UnsupportedFeature."""
     with reading(path, name), path.open("rb") as file:
         size = file.seek(0, 2)
@@ -93,12 +95,12 @@ def refuse_encrypted_columns(file: pq.ParquetFile, footer: FooterBytes, name: st
 
 
 @contextmanager
-def open_parquet(path: Path, name: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: Place, name: str) -> Iterator[pq.ParquetFile]:
     """Open a file with every guard on; failures inside the block become named errors too."""
     with (
         reading(path, name),
         pq.ParquetFile(
-            path,
+            opened(path),
             pre_buffer=False,
             buffer_size=BUFFER_BYTES,
             thrift_string_size_limit=THRIFT_STRING_BYTES,
@@ -111,7 +113,7 @@ def open_parquet(path: Path, name: str) -> Iterator[pq.ParquetFile]:
 
 
 def read_columns(
-    path: Path,
+    path: Place,
     name: str,
     columns: Sequence[str],
     *,
@@ -119,7 +121,7 @@ def read_columns(
     first_row: int = 0,
     batch_rows: int | None = None,
     deadline: float | None = None,
-) -> Iterator[RowBatch]:
+) -> Generator[RowBatch, None, None]:
     """Yield some columns in row order, at most `batch_rows` (null: BATCH_ROWS) at a time.
 
     row_groups: only these, of which the first begins at `first_row`. Dictionary columns come as they are.
@@ -146,7 +148,7 @@ def check_deadline(deadline: float | None) -> None:
         raise PreflightTimeout
 
 
-def read_first(path: Path, name: str, column: str, row_groups: Sequence[int]) -> Any:
+def read_first(path: Place, name: str, column: str, row_groups: Sequence[int]) -> Any:
     """Return the first row of a column as an Arrow array of one value; row_groups: rows in each."""
     group = next(index for index, rows in enumerate(row_groups) if rows)
     batch = next(read_columns(path, name, [column], row_groups=[group], batch_rows=1), None)
@@ -158,7 +160,7 @@ def read_first(path: Path, name: str, column: str, row_groups: Sequence[int]) ->
 
 
 @contextmanager
-def reading(path: Path, name: str) -> Iterator[None]:
+def reading(path: Place, name: str) -> Iterator[None]:
     """Turn what pyarrow and the file system raise into named errors without server paths."""
     try:
         yield
@@ -174,7 +176,7 @@ def reading(path: Path, name: str) -> Iterator[None]:
         raise _classified(error, path, name) from error
 
 
-def has_page_checksums(path: Path) -> bool:
+def has_page_checksums(path: Place) -> bool:
     """Whether the header of the first page, right behind the magic number, carries a CRC.
 
     A header of another form counts as having one.
@@ -194,14 +196,19 @@ def has_page_checksums(path: Path) -> bool:
     return header[place : place + 1] == b"\x15"
 
 
-def _classified(error: Exception, path: Path, name: str) -> DataError:
+def _classified(error: Exception, path: Place, name: str) -> DataError:
     reason, text = _reason(error, path), str(error).lower()
     if isinstance(error, FileNotFoundError | PermissionError):
         why = "is gone" if isinstance(error, FileNotFoundError) else "may not be read by the service"
         return NotParquet(f"{shown(name)} {why}.", "Check the file, then try again.")
+    if "aws error" in text:
+        return SourceUnavailable(
+            f"{shown(name)} cannot be had from its bucket: {reason}",
+            "Check credentials, region and endpoint of the service, then try again.",
+        )
     if "encrypt" in text or "decrypt" in text:
         return UnsupportedFeature(f"{shown(name)} is encrypted.", _ENCRYPTED_HINT)
-    if "codec" in text and ("not built" in text or "unsupported" in text or "not supported" in text):
+    if ("codec" in text or "compression" in text) and re.search("not built|unsupported|not supported", text):
         return UnsupportedFeature(f"{shown(name)}: {reason}", "Compress with zstd or snappy.")
     if "crc checksum" in text:
         return CorruptFile(f"{shown(name)}: a page does not match its checksum; a byte changed.", _REWRITE)
@@ -210,7 +217,7 @@ def _classified(error: Exception, path: Path, name: str) -> DataError:
     return CorruptFile(f"{shown(name)} cannot be decoded: {reason}", _REWRITE)
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Place) -> str:
     """The library's own sentence, with no place of this server in it."""
     text = str(error).replace(str(path), path.name).replace(str(path.parent), "")
     return shown(" ".join(text.split()), 160)

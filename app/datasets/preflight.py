@@ -7,11 +7,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from app.datasets.errors import DataError, PreflightTimeout
-from app.datasets.schema import Dataset, open_dataset
+from app.datasets.places import Root
+from app.datasets.schema import STREAM_BUDGET, Dataset, open_dataset
 from app.datasets.split import DropReason, PartName, PartPlan, SplitPlan, plan_split
 from app.datasets.times import rfc3339
 from app.errors import Problem
@@ -38,15 +38,18 @@ class Preflight:
     errors: tuple[Problem, ...]
 
 
-def preflight(root: Path, request: JobRequest, *, limit_s: float) -> Preflight:
+def preflight(
+    root: Root, request: JobRequest, *, limit_s: float, budget_bytes: int = STREAM_BUDGET
+) -> Preflight:
     """Open the dataset and plan its split, within `limit_s` seconds; problems are returned, not raised.
 
+    budget_bytes: memory of the stream; rows that cannot be decoded in it are a problem.
     Past the limit the result has no plan and the warning `preflight_partial`.
     """
     deadline = time.monotonic() + limit_s
     dataset: Dataset | None = None
     try:
-        dataset = open_dataset(root, request.data, deadline=deadline)
+        dataset = open_dataset(root, request.data, deadline=deadline, budget_bytes=budget_bytes)
         plan = _planned(dataset, request, deadline)
     except DataError as error:
         return Preflight(dataset, None, dataset.warnings if dataset else (), error.problems)
@@ -62,15 +65,19 @@ def preflight(root: Path, request: JobRequest, *, limit_s: float) -> Preflight:
 def plan_view(plan: SplitPlan | None) -> dict[str, Any]:
     """Render a plan's `splits` and `dropped` as the API shows them; both null without a plan.
 
-    Times are RFC 3339 in UTC; non_finite is null, since features are not read here.
+    Times are RFC 3339 in UTC; non_finite is null until the features have been read.
     """
     if plan is None:
         return {"splits": None, "dropped": None}
     parts = plan.parts
     dropped = {reason: sum(part.dropped[reason] for part in parts.values()) for reason in _REASONS}
+    non_finite = [part.dropped.get("non_finite") for part in parts.values()]
     return {
         "splits": {name: _part_view(parts[name]) if name in parts else None for name in _PARTS},
-        "dropped": {**dropped, "non_finite": None},
+        "dropped": {
+            **dropped,
+            "non_finite": None if None in non_finite else sum(count or 0 for count in non_finite),
+        },
     }
 
 
@@ -102,7 +109,7 @@ def _part_view(part: PartPlan) -> dict[str, Any]:
         "start": None if part.start_ns is None else rfc3339(part.start_ns),
         "end": None if part.end_ns is None else rfc3339(part.end_ns),
         "class_counts": list(part.class_counts),
-        "dropped": {**{reason: part.dropped[reason] for reason in _REASONS}, "non_finite": None},
+        "dropped": {reason: part.dropped.get(reason) for reason in (*_REASONS, "non_finite")},
     }
 
 

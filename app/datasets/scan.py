@@ -7,7 +7,7 @@ row groups and files without their rows being held. N rows of a batch and group,
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -27,9 +27,10 @@ from app.datasets.errors import (
     NotChronological,
     PreflightTimeout,
 )
-from app.datasets.parquet import RowBatch, read_columns
+from app.datasets.parquet import BATCH_ROWS, RowBatch, read_columns
 from app.datasets.schema import DataFile, Dataset
 from app.datasets.times import MAX_NS, Times, as_ns, ceil_ns, detect_unit, floor_ns, raw_times, rfc3339
+from app.datasets.values import decoded_row_bytes, read_features
 from app.errors import shown
 from app.jobs.config import DataConfig
 
@@ -37,6 +38,7 @@ MAX_CLASSES = 256
 MAX_GROUPS = 256
 MAX_LABELS_SHOWN = 12
 MAX_LABELS_COUNTED = 1000
+FEATURE_BATCH_BYTES = 1 << 24  # features decoded at once
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -64,45 +66,55 @@ class PartTally:
 class _Lane:
     """What a group carries from batch to batch.
 
-    rows: seen so far; solid_from: first row after the last gap; clear_from: for each part, the first row past
-    its embargo, once seen; tail: the times of the last T - 1 rows, in pieces.
+    rows: seen so far; solid_from: first row after the last gap; clear_from: of a part, the first row past its
+    embargo, once seen; tail: the times of the last T - 1 rows, in pieces.
     """
 
     rows: int = 0
     last_ns: int | None = None
     last_file: str = ""
     solid_from: int = 0
-    clear_from: list[int | None] = field(default_factory=lambda: [None, None, None])
+    clear_from: dict[int, int] = field(default_factory=dict)
     tail: deque[tuple[int, Times]] = field(default_factory=deque)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """N rows of one group from one batch. at_N: their rows in the file; ends_N: when labels are known."""
+    """N rows of one group from one batch.
+
+    at_N: their rows in the file; ends_N: when labels are known; features_NE: as stored, when asked for.
+    """
 
     file: str
     at_N: Ints
     times_N: Times
     labels_N: Ints
     ends_N: Times | None
+    features_NE: NDArray[Any] | None = None
 
 
 class Scan:
-    """Places every window. cuts_ns: first row times of val and test, None where a part does not exist."""
+    """Places every window in the parts that begin at given times.
+
+    cuts_ns: first row time of each part after the first, None where no row is left for it.
+    num_exempt: parts at the beginning whose windows may follow their start at once, without embargo.
+    """
 
     def __init__(
-        self, dataset: Dataset, data: DataConfig, cuts_ns: tuple[int | None, int | None], has_test: bool
+        self, dataset: Dataset, data: DataConfig, cuts_ns: Sequence[int | None], num_exempt: int = 1
     ) -> None:
         self._dataset, self._window, self._stride = dataset, data.window, data.stride
         self._gap_ns = None if data.max_gap_s is None else floor_ns(data.max_gap_s)
         self._horizon_ns = floor_ns(dataset.horizon_s)
-        val, test = (MAX_NS if cut is None else cut for cut in cuts_ns)
-        self.parts = [PartTally() for _ in range(3 if has_test else 2)]
-        self._starts = [0, val, test][: len(self.parts)]
+        self._starts = [0, *(MAX_NS if cut is None else cut for cut in cuts_ns)]
+        self.parts = [PartTally() for _ in self._starts]
         # A window is purged when its label ends at or after the first row of the next part that exists.
         self._next_starts = [*self._starts[1:], None]
         embargo_ns = ceil_ns(data.embargo_s)
-        self._clear_ns = [0, *(min(start + embargo_ns, MAX_NS) for start in self._starts[1:])]
+        self._clear_ns = [
+            start if part < num_exempt else min(start + embargo_ns, MAX_NS)
+            for part, start in enumerate(self._starts)
+        ]
         self._lanes: list[_Lane] = []
         self._groups: dict[str | int, int] = {}
         self._labels: Counter[int | None] = Counter()
@@ -131,15 +143,26 @@ class Scan:
         """Rows of each label seen."""
         return {label: count for label, count in self._labels.items() if label is not None}
 
-    def read(self, deadline: float | None = None) -> Iterator[tuple[int, Rows]]:
+    def read(
+        self, deadline: float | None = None, *, has_features: bool = False
+    ) -> Iterator[tuple[int, Rows]]:
         """Decode all rows in order, each batch parted by group. Raises DataError, PreflightTimeout."""
-        names = (self._dataset.timestamp, self._dataset.label, self._dataset.label_end, self._dataset.group)
+        dataset = self._dataset
+        names = (dataset.timestamp, dataset.label, dataset.label_end, dataset.group)
         columns = [name for name in names if name is not None]
-        for file in self._dataset.files:
+        batch_rows = None
+        if has_features:
+            columns += dataset.features.columns
+            batch_rows = max(1, min(BATCH_ROWS, FEATURE_BATCH_BYTES // decoded_row_bytes(dataset.features)))
+        for file in dataset.files:
             num_rows = 0
-            for batch in read_columns(file.path, file.name, columns, deadline=deadline):
-                num_rows += len(batch.columns[self._dataset.timestamp])
-                yield from self._split(file, batch)
+            batches = read_columns(file.path, file.name, columns, batch_rows=batch_rows, deadline=deadline)
+            for batch in batches:
+                num_rows += len(batch.columns[dataset.timestamp])
+                features_NE = None
+                if has_features:
+                    features_NE = read_features(batch.columns, dataset.features, file.name, batch.first_row)
+                yield from self._split(file, batch, features_NE)
             if num_rows != file.rows:
                 raise DataChanged(f"{shown(file.name)} changed while it was read.", "Submit again.")
 
@@ -168,7 +191,9 @@ class Scan:
 
     # Decode
 
-    def _split(self, file: DataFile, batch: RowBatch) -> Iterator[tuple[int, Rows]]:
+    def _split(
+        self, file: DataFile, batch: RowBatch, features_NE: NDArray[Any] | None
+    ) -> Iterator[tuple[int, Rows]]:
         """Decode a batch and part it by group, each group's rows in file order."""
         dataset, first = self._dataset, batch.first_row
         raw = raw_times(batch.columns[dataset.timestamp], dataset.timestamp, file.name, first)
@@ -189,7 +214,7 @@ class Scan:
         if dataset.group is None:
             if not self._lanes:
                 self._lanes.append(_Lane())
-            yield 0, Rows(file.name, at, times, labels, ends)
+            yield 0, Rows(file.name, at, times, labels, ends, features_NE)
             return
         lanes = self._read_groups(batch.columns[dataset.group], dataset.group, file.name, first)
         order = np.argsort(lanes, kind="stable")
@@ -205,6 +230,7 @@ class Scan:
                     times[chosen],
                     labels[chosen],
                     None if ends is None else ends[chosen],
+                    None if features_NE is None else features_NE[chosen],
                 ),
             )
 
@@ -296,7 +322,7 @@ class Scan:
         solid_N = self._solid(lane, times_N)
         lane.last_file = rows.file
         for part, clear_ns in enumerate(self._clear_ns):
-            if lane.clear_from[part] is None and times_N[-1] >= clear_ns:
+            if part not in lane.clear_from and times_N[-1] >= clear_ns:
                 lane.clear_from[part] = first + int(np.searchsorted(times_N, clear_ns))
         self._remember(lane, first, times_N)
 
@@ -314,7 +340,7 @@ class Scan:
                 continue
             starts_C = at_C + (first - self._window + 1)
             late_C = self._is_late(part, rows, at_C)
-            clear = lane.clear_from[part]
+            clear = lane.clear_from.get(part)
             early_C = starts_C < (first + num_rows if clear is None else clear)
             broken_C = np.zeros(len(at_C), dtype=np.bool_) if solid_N is None else starts_C < solid_N[at_C]
             tally.purged += int(np.count_nonzero(late_C))

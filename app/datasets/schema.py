@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,19 +15,28 @@ from app.datasets.errors import (
     DataError,
     LabelOutOfRange,
     NoRows,
+    RowGroupTooLarge,
     SchemaMismatch,
 )
 from app.datasets.features import Features, listed, resolve_features
 from app.datasets.footers import MAX_FAULTS, Footer, Metadata, check_same_schema, read_footer
 from app.datasets.order import Ordered, order_by_time
-from app.datasets.parquet import check_deadline, has_page_checksums, read_first
+from app.datasets.pages import refuse_large_pages
+from app.datasets.parquet import check_deadline, has_page_checksums, read_columns, read_first
+from app.datasets.places import Root
 from app.datasets.times import TimeUnit
+from app.datasets.values import decoded_row_bytes
 from app.errors import shown
 from app.jobs.config import DataConfig
 
 __all__ = ["DataFile", "Dataset", "Features", "TimeUnit", "open_dataset"]
 
 TINY_ROW_GROUP, MANY_ROW_GROUPS = 1000, 1000
+STREAM_BUDGET = 512 * 2**20
+# A page and its decoded values are held at once, beside a block that is in use.
+PAGES_IN_BUDGET = 4
+# Zeros compress a thousandfold or more; that a gigabyte of rows is ten thousand times its file is no data.
+BOMB_BYTES, BOMB_RATIO = 2**30, 10_000
 
 Warnings = tuple[tuple[str, str], ...]
 
@@ -37,7 +46,7 @@ class DataFile:
     """One Parquet file: its place in content order is its place in `Dataset.files`."""
 
     name: str  # relative to the data root, POSIX
-    path: Path
+    path: Any  # a Place; Any as long as the stream takes local files only
     row_groups: tuple[int, ...]  # rows in each
 
     @property
@@ -68,10 +77,13 @@ class Dataset:
         return sum(file.rows for file in self.files)
 
 
-def open_dataset(root: Path, data: DataConfig, *, deadline: float | None = None) -> Dataset:
+def open_dataset(
+    root: Root, data: DataConfig, *, deadline: float | None = None, budget_bytes: int = STREAM_BUDGET
+) -> Dataset:
     """Read the footers of `data.path` and settle columns, shape, order and fingerprint.
 
     deadline: time.monotonic() after which PreflightTimeout is raised.
+    budget_bytes: memory of the stream; what cannot be decoded in it is refused.
     Raises a DataError whose `problems` list everything found wrong.
     """
     footers = _read_footers(find_files(root, data.path), deadline)
@@ -82,7 +94,10 @@ def open_dataset(root: Path, data: DataConfig, *, deadline: float | None = None)
     metadata = filled[0].metadata or Metadata()
     roles = _resolve_roles(filled[0].types, data)
     features = _resolve_features(filled[0], data, metadata, roles)
-    ordered = order_by_time(filled, data.timestamp, data.group is not None, deadline)
+    for footer in filled:
+        _refuse_bombs(footer, features, roles, budget_bytes)
+    _read_first_row(filled[0], features)
+    ordered = order_by_time(filled, data.timestamp, data.group is not None, deadline, group=data.group)
     horizon_s = data.horizon_s if data.horizon_s is not None else metadata.horizon_s
     classes = data.classes or metadata.classes
     return Dataset(
@@ -185,6 +200,31 @@ def _resolve_features(footer: Footer, data: DataConfig, metadata: Metadata, role
         return len(value)
 
     return resolve_features(footer.types, data, metadata, roles.names, first_length)
+
+
+def _refuse_bombs(footer: Footer, features: Features, roles: _Roles, budget_bytes: int) -> None:
+    """Refuse what would not fit in memory, before any of it is decoded. Raises RowGroupTooLarge."""
+    row_bytes = decoded_row_bytes(features) + 8 * len(roles.names)
+    decoded = footer.rows * row_bytes
+    if decoded > BOMB_BYTES and decoded > BOMB_RATIO * footer.content.size:
+        raise RowGroupTooLarge(
+            f"{shown(footer.name)} has {footer.content.size:,} bytes and claims {footer.rows:,} rows, which"
+            f" are {decoded / 2**30:,.0f} GiB when decoded.",
+            "Write the file again from its source; if the rows are real, they hold nothing.",
+        )
+    limit = budget_bytes // PAGES_IN_BUDGET
+    giant = {index for index, rows in enumerate(footer.row_groups) if rows * row_bytes > limit}
+    if giant:
+        columns = frozenset(features.columns) | roles.names
+        refuse_large_pages(footer.path, footer.name, footer.content, columns, giant, limit)
+
+
+def _read_first_row(footer: Footer, features: Features) -> None:
+    """Find out that the features can be decoded at all: codecs are known only then."""
+    group = next(index for index, rows in enumerate(footer.row_groups) if rows)
+    batches = read_columns(footer.path, footer.name, list(features.columns), row_groups=[group], batch_rows=1)
+    with closing(batches):
+        next(batches, None)
 
 
 def _fingerprint(footers: Iterable[Footer]) -> str:

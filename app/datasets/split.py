@@ -83,13 +83,29 @@ def plan_split(
     Source: contract, section 2; Lopez de Prado, Advances in Financial Machine Learning (2018), ch. 7.
     """
     cuts_ns = find_cuts(Survey(dataset, deadline), dataset.rows, data.split)
-    scan = Scan(dataset, data, cuts_ns, _has_test(data))
+    scan = Scan(dataset, data, cuts_ns if _has_test(data) else cuts_ns[:1])
     scan.run(deadline)
+    plan = assemble_plan(dataset, data, scan, scan.parts, cuts_ns, class_weights)
+    faults = plan_faults(plan, class_weights)
+    if faults:
+        raise DataError.of(faults)
+    return plan
+
+
+def assemble_plan(
+    dataset: Dataset,
+    data: DataConfig,
+    scan: Scan,
+    tallies: Sequence[PartTally],
+    cuts_ns: tuple[int | None, int | None],
+    class_weights: Sequence[float] | None,
+) -> SplitPlan:
+    """Make a plan of a finished scan; tallies: of train, val and, where there is one, test."""
     classes = _class_names(dataset, scan.max_label)
     # Groups were numbered as they appeared; the plan numbers them by value.
     ranked = sorted(range(len(scan.groups)), key=lambda lane: scan.groups[lane])
-    parts = [_part(tally, ranked, len(classes)) for tally in scan.parts]
-    plan = SplitPlan(
+    parts = [_part(tally, ranked, len(classes)) for tally in tallies]
+    return SplitPlan(
         window=data.window,
         stride=data.stride,
         groups=tuple(str(scan.groups[lane]) for lane in ranked),
@@ -101,10 +117,11 @@ def plan_split(
         test=parts[2] if len(parts) > 2 else None,
         warnings=tuple(_warnings(parts[0], classes, class_weights, scan.num_early_label_ends)),
     )
-    faults = [*_empty_parts(plan), *_weight_faults(plan, class_weights)]
-    if faults:
-        raise DataError.of(faults)
-    return plan
+
+
+def plan_faults(plan: SplitPlan, class_weights: Sequence[float] | None) -> list[DataError]:
+    """Say which parts cannot be used: without windows, or without class weight."""
+    return [*_empty_parts(plan), *_weight_faults(plan, class_weights)]
 
 
 def _has_test(data: DataConfig) -> bool:

@@ -132,14 +132,16 @@ class DataConfig(Section):
     split: Split = FractionSplit()
     embargo_s: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Seconds after each cut whose rows no validation or test window touches."""
-    normalize: Literal["none"] = "none"
-    shuffle: Literal["none"] = "none"
-    """none: time order."""
+    normalize: Literal["none", "standard", "robust"] = "none"
+    """Of each feature, over the training rows: none; mean and deviation; median and quartiles."""
+    shuffle: Literal["none", "block"] = "none"
+    """none: time order; block: seeded, within `shuffle_buffer` windows."""
     shuffle_buffer: Annotated[int, Field(ge=1, le=2**31 - 1)] = 16384
     """Windows permuted together."""
     shuffle_run: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1
     """Consecutive windows drawn together."""
-    non_finite: Literal["error"] = "error"
+    non_finite: Literal["error", "skip", "zero"] = "error"
+    """A feature that is not a number ends the job, drops its windows, or counts as 0."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -500,7 +502,7 @@ class LimitsConfig(Section):
     """Running time over all attempts."""
 
 
-DEFAULT_NAMES = {"loss": "cross_entropy", "optimizer": "adamw", "schedule": "constant"}
+DEFAULT_NAMES = {"model": "vivit", "loss": "cross_entropy", "optimizer": "adamw", "schedule": "constant"}
 
 
 class JobRequest(Section):
@@ -524,7 +526,7 @@ class JobRequest(Section):
     not_before: AwareDatetime | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Crash budget: attempts in a row that may end without progress."""
-    init_from: Annotated[JobId | None, NotYet] = None
+    init_from: JobId | None = None
     """Start from the weights of this job's best checkpoint."""
 
     data: DataConfig
@@ -542,7 +544,7 @@ class JobRequest(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     limits: LimitsConfig = LimitsConfig()
 
-    @field_validator("loss", "optimizer", "schedule", mode="before")
+    @field_validator("model", "loss", "optimizer", "schedule", mode="before")
     @classmethod
     def _default_name(cls, value: Any, info: ValidationInfo) -> Any:
         """A section without a name is one of the default's."""

@@ -167,7 +167,8 @@ def test_pull_of_what_is_there_downloads_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(WEIGHTS)
     with stub([whole(WEIGHTS)]) as server, quick(server.url) as client:
         client.pull(JOB, tmp_path / "mine.pth")
-    assert [request.method for request in server.requests] == ["HEAD"]
+    paths = [(request.method, request.path.rpartition("/")[2]) for request in server.requests]
+    assert paths == [("HEAD", "checkpoint"), ("GET", "saimp_best.json")]
 
 
 def test_pull_goes_on_where_the_connection_broke(tmp_path: Path) -> None:

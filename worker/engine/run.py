@@ -29,6 +29,7 @@ from worker.engine.samples import Splits
 from worker.engine.stopping import Stopping
 from worker.models import SequenceModel, build_model
 from worker.models.dropout import Masks, draw_from
+from worker.models.normalizer import Normalized, Scaling
 
 # fp16 halves its scale at each non-finite step: from 2^16 it passes 1 after 16 of them.
 MAX_NON_FINITE_STEPS = 32
@@ -185,13 +186,14 @@ def build_run(
     dtype: torch.dtype = torch.float32,
     clock: Callable[[], float] = time.monotonic,
     custom_prefixes: Sequence[str] = (),
+    scaling: Scaling | None = None,
 ) -> Run:
     """Set this process up for one job and build its run: seeded, on its device, nothing trained yet.
 
     shape: of one row; directory: where best checkpoints are written; sidecar: what the engine cannot know
     about a best checkpoint (classes, versions, fingerprint, comparison key); dtype: of weights and losses,
     float64 for reference runs; clock: when resume checkpoints are due; custom_prefixes: modules that custom
-    models may come from.
+    models may come from; scaling: how features are normalised, kept in the model.
     """
     device = torch.device(resolved.device)
     _set_up_process(request, resolved, device, vram_fraction)
@@ -203,6 +205,8 @@ def build_run(
         num_classes=num_classes,
         allowed_prefixes=custom_prefixes,
     )
+    if scaling is not None:
+        model = Normalized(model, scaling)
     model = model.to(device=device, dtype=dtype)
     training = request.training
     parameters = list(model.parameters())

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from app.jobs.config import ModelConfig
 from worker.models.base import SequenceModel
 from worker.models.build import build_model
+from worker.models.normalizer import Normalized, Scaling
 
 MODEL_CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
@@ -45,5 +46,9 @@ def load(path: Path | str, *, allowed_prefixes: Sequence[str] = ()) -> tuple[Seq
         num_classes=shapes["num_classes"],
         allowed_prefixes=allowed_prefixes,
     )
+    if sidecar["config"].get("data", {}).get("normalize", "none") != "none":
+        # The numbers come with the weights.
+        row = torch.zeros(shapes["row"], dtype=torch.float64)
+        model = Normalized(model, Scaling(row, row + 1))
     model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
     return model.eval(), sidecar

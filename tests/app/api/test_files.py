@@ -207,3 +207,18 @@ def test_files_of_a_log_stay_with_their_job(api: Service) -> None:
     api.queue.record(claim.job_id, claim.attempt, Facts(progress={"log_name": name}))
     other = api.job()
     assert api.client.get(f"/jobs/{other}/logs").text == ""
+
+
+def test_what_a_run_left_is_listed_and_downloaded(api: Service) -> None:
+    job_id = api.saved(b"weights")
+    best = api.paths.best(job_id)
+    best.parent.mkdir(parents=True, exist_ok=True)
+    best.write_bytes(b"weights")
+    (best.parent / "saimp_best.json").write_text('{"epoch": 1}')
+    listed = api.client.get(f"/jobs/{job_id}/artifacts").json()["data"]
+    assert {file["name"]: file["size"] for file in listed} == {"saimp_best.pth": 7, "saimp_best.json": 12}
+    assert listed[0]["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert api.client.get(f"/jobs/{job_id}/artifacts/saimp_best.json").json() == {"epoch": 1}
+    assert api.client.get(f"/jobs/{job_id}/artifacts/config.json").json()["data"]["path"] == "demo"
+    for name in ("report.md", "saimp.db", "..%2f..%2fsaimp.db"):
+        assert api.client.get(f"/jobs/{job_id}/artifacts/{name}").status_code == 404

@@ -130,9 +130,13 @@ def test_every_operation_has_a_stable_name_and_names_its_problems(api: Service) 
     assert {name: operation["operationId"] for name, operation in found.items()} == {
         "GET /": "read_service",
         "GET /datasets": "list_datasets",
+        "GET /datasets/{path}": "read_dataset",
+        "POST /datasets/audit": "audit_dataset",
         "GET /healthz": "read_health",
         "GET /jobs": "list_jobs",
         "GET /jobs/{job_id}": "read_job",
+        "GET /jobs/{job_id}/artifacts": "list_artifacts",
+        "GET /jobs/{job_id}/artifacts/{name}": "read_artifact",
         "GET /jobs/{job_id}/checkpoint": "download_checkpoint",
         "GET /jobs/{job_id}/events": "list_events",
         "GET /jobs/{job_id}/logs": "read_log",
@@ -205,7 +209,7 @@ def test_a_page_of_another_site_changes_nothing(api: Service, headers: dict[str,
 
 
 def test_a_page_of_ours_may(api: Service) -> None:
-    headers = {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}
+    headers = {"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-origin"}
     assert api.client.post(f"/jobs/{api.job()}/cancel", headers=headers).status_code == 200
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from app.cli.data_inspect import inspect
-from app.datasets.errors import DataError
+from app.datasets.errors import DataError, PreflightTimeout
 from app.datasets.inspect import inspect_dataset
 from app.jobs.config import DataConfig
 from tests.app.datasets.make import SECOND, START_S, table, write
@@ -64,6 +65,38 @@ def test_holes_and_repeats_are_those_inside_a_group(tmp_path: Path) -> None:
     assert found["groups"] == ["x", "y"]
     assert {gap["seconds"] for gap in found["largest_gaps"]} == {2.0}
     assert found["duplicate_timestamps"] == 0
+
+
+def test_features_are_described_by_their_values(root: Path) -> None:
+    values = inspect_dataset(root, DataConfig(path="set", window=5))["feature_values"]
+    assert (values["non_finite"], values["constant"], values["num_elements"]) == (0, 0, 2)
+    first, second = values["elements"]
+    assert (first["name"], first["min"], first["max"]) == ("a", 0.0, 59.0)
+    assert first["mean"] == pytest.approx((59 * 60 / 2 + 39 * 40 / 2) / 100)
+    assert second["mean"] == -first["mean"]
+
+
+def test_features_need_not_be_read(root: Path) -> None:
+    with patch("app.datasets.scan.read_features", side_effect=AssertionError("features were read")):
+        found = inspect_dataset(root, DataConfig(path="set", window=5), has_features=False)
+    assert found["feature_values"] is None
+    assert found["label_counts"] == {"0": 50, "1": 50}
+
+
+def test_when_time_runs_out_what_was_read_is_described(root: Path) -> None:
+    with patch("app.datasets.inspect.plan_split", side_effect=PreflightTimeout):
+        found = inspect_dataset(root, DataConfig(path="set", window=5))
+    assert found["is_partial"]
+    assert found["splits"] is None
+    assert (found["rows_read"], found["errors"]) == (100, [])
+    assert "inspect_partial" in [warning["code"] for warning in found["warnings"]]
+
+
+def test_faults_of_features_and_of_labels_come_together(tmp_path: Path) -> None:
+    features = pa.array([None if row == 9 else 1.0 for row in range(100)], pa.float32())
+    write(tmp_path, "a.parquet", table(100, a=features, label=pa.array([0, 9000] * 50)))
+    found = inspect_dataset(tmp_path, DataConfig(path="a.parquet"))
+    assert {error["code"] for error in found["errors"]} == {"schema_mismatch", "label_out_of_range"}
 
 
 def test_what_rows_have_wrong_is_listed_beside_the_rest(tmp_path: Path) -> None:

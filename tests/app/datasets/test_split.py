@@ -287,6 +287,29 @@ def test_overlap_is_judged_inside_a_group(tmp_path: Path) -> None:
     assert refusal(tmp_path, path="set", group="group").code == "files_overlap"
 
 
+def test_files_are_ordered_as_their_groups_demand(tmp_path: Path) -> None:
+    def rows(group: str, start: int) -> pa.Table:
+        return table(50, start_s=START_S + start, group=pa.array([group] * 50))
+
+    # By first time a.parquet comes first, but its rows of y follow those of b.parquet.
+    write(tmp_path, "set/a.parquet", pa.concat_tables([rows("x", 0), rows("y", 500)]))
+    write(tmp_path, "set/b.parquet", rows("y", 100))
+    data = config(path="set", group="group")
+    assert [file.name for file in open_dataset(tmp_path, data).files] == ["set/b.parquet", "set/a.parquet"]
+    plan = plan_split(open_dataset(tmp_path, data), data)
+    assert plan.train.rows == 120
+    assert sum(part.windows + sum(part.dropped.values()) for part in plan.parts.values()) == 41 + 91
+
+
+def test_groups_that_demand_opposite_orders_of_two_files_are_refused(tmp_path: Path) -> None:
+    def rows(group: str, start: int) -> pa.Table:
+        return table(50, start_s=START_S + start, group=pa.array([group] * 50))
+
+    write(tmp_path, "set/a.parquet", pa.concat_tables([rows("x", 0), rows("y", 500)]))
+    write(tmp_path, "set/b.parquet", pa.concat_tables([rows("y", 100), rows("x", 600)]))
+    assert refusal(tmp_path, path="set", group="group").code == "files_overlap"
+
+
 def test_every_kind_of_fault_in_the_rows_is_told_at_once(tmp_path: Path) -> None:
     times = (START_S - np.arange(100)) * SECOND
     rows = table(100, timestamp=pa.array(times, pa.timestamp("ns")), label=pa.array([0, -7] * 50))

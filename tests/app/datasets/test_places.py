@@ -1,0 +1,164 @@
+"""Datasets in a bucket, behind a real S3 API on loopback, are those of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.datasets.audit import audit_dataset
+from app.datasets.catalog import find_files, list_datasets
+from app.datasets.errors import DataError
+from app.datasets.inspect import inspect_dataset
+from app.datasets.places import Root, S3Path, glob_pattern, root_at
+from app.datasets.preflight import preflight
+from app.datasets.schema import open_dataset
+from app.datasets.split import plan_split
+from app.jobs.config import DataConfig, JobRequest
+from tests.app.datasets.make import START_S, table, write
+from tests.app.datasets.market import market, table_of
+
+moto = pytest.importorskip("moto.server")
+fs = pytest.importorskip("pyarrow.fs")
+
+DATA = DataConfig(path="set", window=5)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket's URL."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    name = f"b{abs(hash(request.node.name))}"
+    query = f"scheme=http&endpoint_override={endpoint}&region=us-east-1&allow_bucket_creation=true"
+    system, _ = fs.FileSystem.from_uri(f"s3://{name}?{query}")
+    system.create_dir(name)
+    return f"s3://{name}/desk?{query}"
+
+
+def upload(folder: Path, url: str) -> Root:
+    """Copy a folder's files below a prefix."""
+    system, key = fs.FileSystem.from_uri(url)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with system.open_output_stream(f"{key}/{path.relative_to(folder).as_posix()}") as stream:
+                stream.write(path.read_bytes())
+    return root_at(url)
+
+
+def test_a_bucket_is_planned_described_and_named_like_a_folder(tmp_path: Path, bucket: str) -> None:
+    for place, name in enumerate(["b", "a"]):
+        write(tmp_path, f"set/{name}.parquet", table(100, start_s=START_S + 100 * place), row_group_size=30)
+    remote = upload(tmp_path, bucket)
+    here, there = open_dataset(tmp_path, DATA), open_dataset(remote, DATA)
+    assert [file.name for file in there.files] == ["set/b.parquet", "set/a.parquet"]
+    assert there.fingerprint == here.fingerprint
+    assert plan_split(there, DATA) == plan_split(here, DATA)
+    assert inspect_dataset(remote, DATA) == inspect_dataset(tmp_path, DATA)
+    request = JobRequest.model_validate({"data": {"path": "set", "window": 5}})
+    assert preflight(remote, request, limit_s=20).errors == ()
+
+
+def test_a_bucket_is_audited_like_a_folder(tmp_path: Path, bucket: str) -> None:
+    columns = market(1000)
+    write(tmp_path, "set/a.parquet", table_of(columns | {"signal": columns["label"] * 1.0}))
+    remote = upload(tmp_path, bucket)
+    assert audit_dataset(remote, DATA) == audit_dataset(tmp_path, DATA)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "set",
+        "set/a.parquet",
+        "set/*.parquet",
+        "*/a.parquet",
+        "s?t",
+        "set/**",
+        "**/[ab].parquet",
+        "set/[!a]*",
+        ".",
+    ],
+)
+def test_paths_and_globs_mean_the_same_in_a_bucket(tmp_path: Path, bucket: str, pattern: str) -> None:
+    for name in ("set/a", "set/b", "set/deep/a", "other/a", "top", "set/.hidden", "jobs/x", "saimp_x/y"):
+        write(tmp_path, f"{name}.parquet", table(10))
+    (tmp_path / "set/notes.txt").write_text("not data")
+    remote = upload(tmp_path, bucket)
+    names = [file.name for file in find_files(tmp_path, pattern)]
+    assert names
+    assert [file.name for file in find_files(remote, pattern)] == names
+    assert list_datasets(remote) == list_datasets(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("nothing", "no_files"),
+        ("no/*.parquet", "no_files"),
+        ("../other", "path_outside_data_root"),
+        ("s3://other/x", "path_outside_data_root"),
+        ("jobs/x.parquet", "no_files"),
+    ],
+)
+def test_what_a_folder_refuses_a_bucket_refuses(tmp_path: Path, bucket: str, path: str, code: str) -> None:
+    write(tmp_path, "jobs/x.parquet", table(10))
+    remote = upload(tmp_path, bucket)
+    with pytest.raises(DataError) as caught:
+        find_files(remote, path)
+    assert caught.value.code == code
+
+
+def test_a_damaged_object_is_named_without_its_bucket(tmp_path: Path, bucket: str) -> None:
+    path = write(tmp_path, "set/a.parquet", table(100))
+    path.write_bytes(path.read_bytes()[:-20])
+    remote = upload(tmp_path, bucket)
+    assert isinstance(remote, S3Path)
+    with pytest.raises(DataError) as caught:
+        open_dataset(remote, DATA)
+    assert caught.value.code == "truncated"
+    assert "set/a.parquet" in caught.value.message
+    assert remote.key not in caught.value.message
+
+
+def test_a_changed_object_looks_different(tmp_path: Path, bucket: str) -> None:
+    write(tmp_path, "set/a.parquet", table(100))
+    remote = upload(tmp_path, bucket)
+    dataset = open_dataset(remote, DATA)
+    before = dataset.files[0].path.stat()
+    write(tmp_path, "set/a.parquet", table(101))
+    upload(tmp_path, bucket)
+    assert dataset.files[0].path.stat() != before
+    assert open_dataset(remote, DATA).fingerprint != dataset.fingerprint
+
+
+def test_a_bucket_that_is_not_there_is_unavailable(bucket: str) -> None:
+    url = bucket.replace("s3://b", "s3://missing-b")
+    with pytest.raises(DataError) as caught:
+        find_files(root_at(url), "set")
+    assert (caught.value.code, caught.value.status) in [("source_unavailable", 503), ("no_files", 422)]
+
+
+def test_a_root_is_a_folder_unless_it_is_a_url(tmp_path: Path) -> None:
+    assert root_at(str(tmp_path)) == tmp_path
+    with pytest.raises(ValueError, match="s3://bucket/prefix"):
+        root_at("s3://")
+
+
+def test_globs_keep_inside_a_name() -> None:
+    assert glob_pattern("a/*.parquet").fullmatch("a/b.parquet")
+    assert not glob_pattern("a/*.parquet").fullmatch("a/b/c.parquet")
+    assert glob_pattern("**/c.parquet").fullmatch("a/b/c.parquet")
+    assert glob_pattern("**/c.parquet").fullmatch("c.parquet")
+    assert glob_pattern("[!a]+.parquet").fullmatch("b+.parquet")
