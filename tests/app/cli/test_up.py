@@ -56,6 +56,17 @@ def test_one_part_that_ends_takes_the_other_along(tmp_path: Path) -> None:
         assert all(is_gone(pid) for pid in pids)
 
 
+def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
+    with up(tmp_path) as (process, url, pids):
+        (first,) = [pid for pid in pids if psutil.Process(pid).cmdline()[-2:] == ["-m", "worker"]]
+        psutil.Process(first).kill()
+        process.says("worker was killed (SIGKILL); starting it again")
+        with Client(url) as client:
+            assert client.jobs()["data"] == [], "the API has served all along"
+        eventually(lambda: process.output.count("worker ready") == 2, what="the second worker")
+        assert process.stop() == 0
+
+
 def test_a_taken_port_is_said_and_ends_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
