@@ -41,9 +41,6 @@ class Pending:
     progress: dict[str, Any] = field(default_factory=dict)
     best: BestFile | None = None  # to publish once it is committed
 
-    def __bool__(self) -> bool:
-        return any((self.events, self.batches, self.epochs, self.systems, self.checkpoints, self.progress))
-
     def facts(self) -> Facts:
         """Hand over everything for one transaction."""
         return Facts(

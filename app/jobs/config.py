@@ -38,15 +38,6 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Text = Annotated[str, AfterValidator(_printable)]
 Column = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
-
-
-def _not_yet(value: Any) -> Any:
-    if value:
-        raise ValueError("is not available in this version; leave it out")
-    return value
-
-
-NotYet = AfterValidator(_not_yet)
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]
 
 
