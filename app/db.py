@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from app.errors import StorageUnavailable
+from app.failpoints import failpoint
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -73,9 +74,14 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
+    def writing(self, verb: str | None = None) -> Iterator[sa.Connection]:
+        """verb: names the failpoints before and after the commit."""
         with _named_errors(), self.write_engine.begin() as connection:
             yield connection
+            if verb is not None:
+                failpoint(f"{verb}.before_commit")
+        if verb is not None:
+            failpoint(f"{verb}.after_commit")
 
     def dispose(self) -> None:
         self.read_engine.dispose()

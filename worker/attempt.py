@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.errors import StorageUnavailable
+from app.failpoints import failpoint
 from app.jobs.files import BEST_NAME, Paths, sidecar
 from app.jobs.queue import CANCELLED, PAUSED, Claim, LostJob, Order, Queue, Reason
 from app.jobs.states import ENDINGS, Status
@@ -178,6 +179,7 @@ class Attempt:
         self._committed_files |= {row["name"] for row in done.checkpoints}
         self._committed_files |= {row["best_file"] for row in done.epochs if row["best"]}
         # One round later: somebody may be about to open what has just been superseded.
+        failpoint("prune.before_unlink")
         for name in self._superseded - kept:
             path = self._paths.job(job) / name
             path.unlink(missing_ok=True)

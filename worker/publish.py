@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from app.failpoints import failpoint
 from app.jobs.files import Paths, sidecar
 from app.jobs.queue import Checkpoint
 from worker.engine.events import BestFile
@@ -26,8 +27,11 @@ def write_sidecar(folder: Path, best: BestFile) -> None:
 def publish_best(paths: Paths, job_id: str, best_file: str) -> None:
     """Make a committed best the job's `saimp_best.pth`. best_file: below the job's folder, as in its row."""
     source, target = paths.job(job_id) / best_file, paths.best(job_id)
+    failpoint("publish.before_link")
     _link(sidecar(source), sidecar(target))
+    failpoint("publish.between_links")
     _link(source, target)
+    failpoint("publish.after_link")
     _sync(target.parent)
 
 
@@ -90,6 +94,7 @@ def crown(paths: Paths, job_id: str) -> bool:
     if champion is not None and champion[0] == ours[0] and champion[1] <= ours[1]:
         return False
     _link(sidecar(paths.best(job_id)), sidecar(paths.champion()))
+    failpoint("crown.between_links")
     _link(paths.best(job_id), paths.champion())
     _sync(paths.data_root)
     return True
@@ -119,6 +124,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         json.dump(value, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    failpoint("sidecar.before_rename")
     os.replace(draft, path)
 
 

@@ -28,6 +28,7 @@ from app.datasets.preflight import plan_document
 from app.datasets.schema import Dataset, open_dataset
 from app.datasets.split import SplitPlan, plan_split
 from app.errors import InvalidData
+from app.failpoints import failpoint
 from app.jobs.config import JobRequest, canonical, config_hash
 from app.jobs.states import ENDINGS, Status
 from worker.assignment import Assignment, Order, Weights
@@ -70,6 +71,7 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
     sinks = _Sinks(assignment)
     ended = Ended("internal", "The attempt ended without a verdict.")
     try:
+        failpoint("runner.begin")
         for event in attempt.events():
             if isinstance(event, Ended):
                 ended = event

@@ -26,6 +26,7 @@ import psutil
 
 from app.db import connect
 from app.errors import ServiceError, StorageUnavailable
+from app.failpoints import failpoint
 from app.jobs import queue
 from app.jobs.files import Paths
 from app.jobs.metrics import Scope, since
@@ -206,6 +207,7 @@ class Supervisor:
         directory = self._paths.attempt(claim.job_id, claim.attempt)
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint = self._go_on_from(claim)
+        failpoint("start.before_fork")
         runner = self._spawner.start(
             Assignment(
                 job_id=claim.job_id,
@@ -225,6 +227,7 @@ class Supervisor:
                 custom_prefixes=self._settings.custom_prefixes,
             )
         )
+        failpoint("start.after_fork")
         self._say(f"{claim.job_id} attempt {claim.attempt} runs as process {runner.pid}, log {log_name}.txt")
         sampler = Sampler(runner.pid, self._gpu)
         return Attempt(

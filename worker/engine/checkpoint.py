@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
+from app.failpoints import failpoint
 from worker.engine.events import BestFile
 
 
@@ -55,16 +56,21 @@ def write(
     is_abandoned: asked as it goes; raises Abandoned.
     """
     unnamed = directory / f".{stem}.tmp"
+    kind = stem.partition("-")[0]
+    failpoint(f"{kind}.before_write")
     try:
         with unnamed.open("wb") as file:
-            hashing = _Hashing(file, is_abandoned)
+            hashing = _Hashing(file, kind, is_abandoned)
             # Through a file object: given a path, torch writes the file's name into the archive.
             torch.save(content, hashing)  # type: ignore[arg-type]
             file.flush()
+            failpoint(f"{kind}.before_fsync")
             os.fsync(file.fileno())
         sha256 = hashing.digest.hexdigest()
         name = f"{stem}-{sha256[:16]}{suffix}"
+        failpoint(f"{kind}.before_rename")
         unnamed.rename(directory / name)
+        failpoint(f"{kind}.after_rename")
     finally:
         unnamed.unlink(missing_ok=True)
     _fsync_folder(directory)
@@ -78,10 +84,11 @@ class Abandoned(Exception):
 class _Hashing:
     """What torch writes to: the bytes go to the file and into their hash, in order."""
 
-    def __init__(self, file: BinaryIO, is_abandoned: Callable[[], bool]) -> None:
+    def __init__(self, file: BinaryIO, kind: str, is_abandoned: Callable[[], bool]) -> None:
         self.digest = hashlib.sha256()
         self.size = 0
         self._file = file
+        self._kind = kind
         self._is_abandoned = is_abandoned
 
     def write(self, data: bytes) -> int:
@@ -89,7 +96,9 @@ class _Hashing:
             raise Abandoned
         self.digest.update(data)
         self.size += len(data)
-        return self._file.write(data)
+        written = self._file.write(data)
+        failpoint(f"{self._kind}.mid_write")
+        return written
 
     def flush(self) -> None:
         self._file.flush()

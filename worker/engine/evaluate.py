@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.failpoints import failpoint
 from worker.engine.events import OomRecovered, Tick
 from worker.engine.run import Run
 from worker.engine.samples import Samples
@@ -91,6 +92,7 @@ class Calibration:
 @torch.inference_mode()
 def _classify(run: Run, batch: Batch) -> tuple[Counted, Tensor]:
     """Run a batch forward: what to count, and the probability given to each predicted class [B]."""
+    failpoint("evaluate.batch")
     labels_B = run.upload(batch.labels_B)
     rows_RF = run.upload(batch.rows_RF).to(run.dtype)
     with run.averaged(), run.precision.autocast():

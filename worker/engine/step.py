@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
+from app.failpoints import failpoint
 from worker.engine.errors import GpuOutOfMemory
 from worker.engine.events import OomRecovered, Tick, Warned
 from worker.engine.loss import coefficients
@@ -170,6 +171,7 @@ def _accumulate(run: Run, samples: Batch, factors_S: Tensor) -> Generator[Tick, 
         # Full precision: up to T windows add their gradients to one row.
         shared = _Shared(embedded_RD.to(run.dtype), part, run.micro_batch)
         while (windows_BTD := shared.next_windows()) is not None:
+            failpoint("train.micro_batch")
             labels_B, factors_B = next(cut)
             if run.masks is not None:
                 run.masks.begin(run.num_attempts, done, len(labels_B))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TextIO
 
+from app.failpoints import failpoint
 from app.jobs.scores import scores
 from worker.engine.events import (
     BatchDone,
@@ -77,6 +78,7 @@ class Log:
             self._say(f"   [{name}] {used / GB:.1f} GB / {total / GB:.1f} GB")
 
     def _say(self, line: str) -> None:
+        failpoint("log.before_line")
         print(line, file=self._stream, flush=True)
 
 

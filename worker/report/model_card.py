@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.failpoints import failpoint
 from app.jobs.scores import scores
 from worker.engine.events import (
     BestFile,
@@ -409,4 +410,5 @@ def _finite(value: Any) -> Any:
 def _replace(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")
+    failpoint("report.before_rename")
     os.replace(draft, path)

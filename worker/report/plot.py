@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from app.failpoints import failpoint
 from worker.assignment import Point
 from worker.engine.events import EpochDone, Event
 
@@ -81,6 +82,7 @@ def save(path: Path, figure: Figure) -> None:
     """Write the picture beside `path` and rename: a reader sees the old one or the new one."""
     draft = path.with_name(f".{path.name}.tmp")
     figure.savefig(draft, format="png", dpi=110)
+    failpoint("plot.before_rename")
     os.replace(draft, path)
 
 

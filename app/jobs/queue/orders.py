@@ -27,7 +27,7 @@ class Orders(Door):
 
         A repeated cancel changes nothing. Raises JobNotFound, IllegalTransition when it ended otherwise.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("cancel") as connection:
             row = self._get(connection, job_id, is_locked=True)
             if row.status in (Status.QUEUED, Status.PAUSED):
                 self._cancel(connection, row)
@@ -45,7 +45,7 @@ class Orders(Door):
         A repeated pause changes nothing. Raises JobNotFound, IllegalTransition when it has ended or is about
         to be cancelled.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("pause") as connection:
             row = self._get(connection, job_id, is_locked=True)
             if row.status == Status.QUEUED:
                 self._pause(connection, row)
@@ -73,7 +73,7 @@ class Orders(Door):
         A repeated resume changes nothing. Returns (row, done). Raises JobNotFound, IllegalTransition when the
         job has ended.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("resume") as connection:
             row = self._get(connection, job_id, is_locked=True)
             if row.status in FINAL:
                 raise IllegalTransition(
@@ -92,7 +92,7 @@ class Orders(Door):
         Raises JobNotFound, IllegalTransition for the priority or not_before of a job that has ended.
         """
         assert set(names) <= set(EDITABLE), names
-        with self.database.writing() as connection:
+        with self.database.writing("edit") as connection:
             row = self._get(connection, job_id, is_locked=True)
             body = request.model_dump(mode="json", include=set(names))
             changed = {name: value for name, value in body.items() if row.config[name] != value}
@@ -114,7 +114,7 @@ class Orders(Door):
         assert (before is None) != (after is None)
         neighbour_id = before if before is not None else after
         pointer = "/before" if before is not None else "/after"
-        with self.database.writing() as connection:
+        with self.database.writing("move") as connection:
             self._lock_gate(connection)
             row = self._get(connection, job_id, is_locked=True)
             neighbour = connection.execute(
@@ -144,7 +144,7 @@ class Orders(Door):
 
         Raises JobNotFound, IllegalTransition while it may still run, JobInUse while another starts from it.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("delete") as connection:
             row = self._get(connection, job_id, is_locked=True)
             if row.status not in FINAL:
                 raise IllegalTransition(
@@ -165,7 +165,7 @@ class Orders(Door):
 
         is_preempting false: what runs may run to its end. A repeated drain changes only that.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("drain") as connection:
             connection.execute(
                 gate.update().values(
                     drained_at=sa.func.coalesce(
@@ -179,7 +179,7 @@ class Orders(Door):
 
     def open(self) -> None:
         """Start jobs again."""
-        with self.database.writing() as connection:
+        with self.database.writing("open") as connection:
             connection.execute(gate.update().values(drained_at=None, is_preempting=False))
 
     def drained_at(self) -> datetime | None:

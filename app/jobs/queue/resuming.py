@@ -33,7 +33,7 @@ class Resuming(Door):
         another job (a retry) that job's rows up to it are copied, and its best is looked for under the same
         name in the folder of this attempt. Raises LostJob.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("resume_at") as connection:
             row = _owned(connection, job_id, attempt)
             is_own = at is not None and at.job_id == job_id
             for table in (batch_row, epoch_row):
@@ -75,7 +75,7 @@ class Resuming(Door):
 
         Raises LostJob.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("discard_checkpoint") as connection:
             row = _owned(connection, job_id, attempt)
             values: dict[str, Any] = {}
             if corrupt.job_id == job_id:
@@ -93,7 +93,7 @@ class Resuming(Door):
 
         Also once the attempt has ended the job. Raises LostJob when there is a newer attempt.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("prune_checkpoints") as connection:
             if self._get(connection, job_id, is_locked=True).attempt != attempt:
                 raise LostJob(job_id)
             old = connection.execute(_of(job_id).offset(keep_last)).all()

@@ -38,7 +38,7 @@ class Running(Door):
                 return None
         # PostgreSQL skips rows another claim holds; SQLite has one writer, and no such clause.
         chosen = due.with_for_update(skip_locked=True, of=_CANDIDATE).scalar_subquery()
-        with self.database.writing() as connection:
+        with self.database.writing("claim") as connection:
             row = connection.execute(
                 job.update()
                 .where(job.c.id == chosen, job.c.status == Status.QUEUED)
@@ -85,7 +85,7 @@ class Running(Door):
         A checkpoint resets the count of crashes. Raises LostJob, having changed nothing, when the attempt no
         longer owns the job.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("record") as connection:
             row = self._write(connection, job_id, attempt, facts)
             if row.cancel_requested_at is not None:
                 return "cancel"
@@ -96,7 +96,7 @@ class Running(Door):
 
     def finish(self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING) -> Status:
         """End a running job for good, its last facts in the same transaction. Raises LostJob."""
-        with self.database.writing() as connection:
+        with self.database.writing("finish") as connection:
             return self._finish(connection, self._write(connection, job_id, attempt, facts), reason)
 
     def release(
@@ -112,7 +112,7 @@ class Running(Door):
 
         What the user has asked for meanwhile wins. again_in_s: not to be claimed before, as for `gpu_busy`.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("release") as connection:
             row = self._write(connection, job_id, attempt, facts)
             run_after = self.now() + timedelta(seconds=again_in_s) if again_in_s else None
             return self._as_asked(connection, row) or self._requeue(
@@ -124,7 +124,7 @@ class Running(Door):
 
         A wish taken back meanwhile puts the job back into the queue.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("suspend") as connection:
             row = self._write(connection, job_id, attempt, facts)
             if asked := self._as_asked(connection, row):
                 return asked
@@ -140,7 +140,7 @@ class Running(Door):
         reason: what killed it; a code the budget ends with, such as native_crash, stays, others become
         crash_loop.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("crash") as connection:
             return self._crash(connection, self._write(connection, job_id, attempt, facts), reason)
 
     def rescue(self, host: str) -> Sequence[tuple[str, Status]]:
@@ -148,7 +148,7 @@ class Running(Door):
 
         On the same host nobody waits for a lease: there `orphans` and the owner's identity tell.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("rescue") as connection:
             late = connection.execute(
                 sa.select(job)
                 .where(

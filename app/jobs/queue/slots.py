@@ -23,18 +23,18 @@ class Slots(Door):
             "started_at": now,
             "heartbeat_at": now,
         }
-        with self.database.writing() as connection:
+        with self.database.writing("greet") as connection:
             if not connection.execute(worker.update().where(worker.c.slot == slot).values(**values)).rowcount:
                 connection.execute(worker.insert().values(slot=slot, **values))
 
     def beat(self, slot: str) -> None:
         """Say that the supervisor of a slot lives."""
-        with self.database.writing() as connection:
+        with self.database.writing("beat") as connection:
             connection.execute(worker.update().where(worker.c.slot == slot).values(heartbeat_at=self.now()))
 
     def leave(self, slot: str) -> None:
         """Say that the supervisor of a slot has gone."""
-        with self.database.writing() as connection:
+        with self.database.writing("leave") as connection:
             connection.execute(worker.delete().where(worker.c.slot == slot))
 
     def workers(self) -> Sequence[Row]:

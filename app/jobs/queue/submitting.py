@@ -42,7 +42,7 @@ class Submitting(Door):
         Raises KeyReuse when the key came with another body, InvalidRequest for impossible dependencies,
         JobNotFound when there is no parent, IllegalTransition to retry a job that has not ended.
         """
-        with self.database.writing() as connection:
+        with self.database.writing("submit") as connection:
             if idempotency_key is not None:
                 first = self._first(connection, idempotency_key, request, parent_id)
                 if first is not None:
