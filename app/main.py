@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,6 +44,7 @@ from app.settings import Settings, load
 SCHEMA_WAIT_S = 30.0
 SHUTDOWN_S = 5
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+PARTS = (jobs, lifecycle, metrics, logs, plot, checkpoint, artifacts, datasets, system, docs)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -73,13 +75,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=openapi.ERRORS,
     )
     app.state.services = services
-    for part in (jobs, lifecycle, metrics, logs, plot, checkpoint, artifacts, datasets, system):
+    for part in PARTS:
         app.include_router(part.router)
+        app.include_router(_heads(part.router))
     docs.install(app)
     openapi.install(app)
     problems.install(app)
     app.add_middleware(BrowserGuard, hosts=LOOPBACK if settings.host in LOOPBACK else None)
     return app
+
+
+def _heads(router: APIRouter) -> APIRouter:
+    """Make the routes that answer HEAD where the router answers GET; servers leave the body out."""
+    heads = APIRouter(include_in_schema=False)
+    for route in router.routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            heads.add_api_route(
+                route.path, route.endpoint, methods=["HEAD"], response_class=route.response_class
+            )
+    return heads
 
 
 class BrowserGuard:
@@ -131,7 +145,7 @@ _MISDIRECTED = problems.problem(
 def _is_named(headers: Headers, hosts: Collection[str]) -> bool:
     """Whether there is one Host, and it is ours, with or without a port."""
     named = headers.getlist("host")
-    return len(named) == 1 and re.sub(r":\d*$", "", named[0]).strip("[]") in hosts
+    return len(named) == 1 and re.sub(r":\d*$", "", named[0]).strip("[]").lower() in hosts
 
 
 def _is_foreign(headers: Headers) -> bool:

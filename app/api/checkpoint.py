@@ -53,7 +53,6 @@ class BadRange(ServiceError):
         self.headers = {"Content-Range": f"bytes */{size}"}
 
 
-@router.head("/jobs/{job_id}/checkpoint", include_in_schema=False)
 @router.get("/jobs/{job_id}/checkpoint", operation_id="download_checkpoint", **openapi.CHECKPOINT)
 def download_checkpoint(job_id: JobId, request: Request, use: Use) -> Response:
     """Download the best weights so far, a plain state_dict; a range of them with Range."""

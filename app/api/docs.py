@@ -16,8 +16,7 @@ ASSETS = "/docs/assets"
 
 
 def install(app: FastAPI) -> None:
-    """Serve /docs and what it needs."""
-    app.include_router(router)
+    """Serve what /docs needs."""
     package = importlib.util.find_spec("fastapi_offline")
     assert package is not None
     assert package.origin is not None

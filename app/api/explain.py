@@ -5,20 +5,17 @@ Sentences come from the JSON schema of the request, so that they cannot disagree
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
+from app.api.allowed import Schema, described, did_you_mean, either, flat, text_of
 from app.api.values import child, key_problem
 from app.errors import Problem
 from app.jobs.config import JobRequest
-
-Schema = Mapping[str, Any]
 
 # What a pydantic error type means to a user. Of the errors that members of a union give for one place, the
 # first of these counts: a value of the right type out of its range says more than one of a wrong type.
@@ -38,7 +35,7 @@ _CODES: dict[str, tuple[str, ...]] = {
     ),
     "invalid_value": ("value_error", "assertion_error", "string_pattern_mismatch"),
     "invalid_time": ("timezone_aware", "datetime_from_date_parsing", "datetime_parsing"),
-    "not_allowed": ("literal_error", "union_tag_invalid", "union_tag_not_found"),
+    "not_allowed": ("literal_error", "enum", "union_tag_invalid", "union_tag_not_found"),
 }
 _ORDER = (*_CODES, "wrong_type")
 
@@ -109,8 +106,8 @@ def _pointer(path: list[str | int]) -> str:
 
 
 def _merge(value: Any, errors: list[tuple[dict[str, Any], list[str | int]]]) -> Problem:
-    error, path = min(errors, key=lambda pair: _ORDER.index(_code(pair[0]["type"])))
-    code = _code(error["type"])
+    error, path = min(errors, key=lambda pair: _ORDER.index(code_of(pair[0]["type"])))
+    code = code_of(error["type"])
     if code == "missing" and isinstance(error["loc"][-1], int):
         code = "wrong_type"  # a list too short
     *above, last = path or [""]
@@ -118,7 +115,7 @@ def _merge(value: Any, errors: list[tuple[dict[str, Any], list[str | int]]]) -> 
     if code == "unknown_field":
         known = sorted({name for node in _nodes(value, above) for name in node.get("properties", ())})
         return key_problem(
-            _pointer(above), str(last), code, "is no field here", _did_you_mean(str(last), known)
+            _pointer(above), str(last), code, "is no field here", did_you_mean(str(last), known)
         )
     if code == "missing":
         return Problem(pointer, code, "is required", _hint(value, path))
@@ -129,30 +126,19 @@ def _merge(value: Any, errors: list[tuple[dict[str, Any], list[str | int]]]) -> 
         said = (
             "must say which by its name" if error["type"] == "union_tag_not_found" else "must be a known name"
         )
-        return Problem(child(pointer, "name"), code, f"{said}: {_either(names)}")
+        return Problem(child(pointer, "name"), code, f"{said}: {either(names)}")
     if error["type"] == "timezone_aware":
         return Problem(pointer, code, "must say its time zone", "For example 2025-11-01T00:00:00Z.")
     if error["loc"] and error["loc"][-1] == "[key]":
-        allowed = _either([_text(node.get("propertyNames", {})) for node in _nodes(value, above)])
+        allowed = either([text_of(node.get("propertyNames", {})) for node in _nodes(value, above)])
         return key_problem(_pointer(above), str(last), code, f"as a key must be {allowed}")
-    allowed = _either([text for node in _nodes(value, path) for text in _described(node)])
+    allowed = either([text for node in _nodes(value, path) for text in described(node)])
     return Problem(pointer, code, f"must be {allowed}", _hint(value, path, is_short=True))
 
 
-def _code(kind: str) -> str:
+def code_of(kind: str) -> str:
+    """Name what a pydantic error type means to a user."""
     return next((code for code, kinds in _CODES.items() if kind in kinds), "wrong_type")
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name[:64].lower(), known, n=1)
-    if not close:
-        bare = {other.replace("_", ""): other for other in known}
-        close = [bare[match] for match in difflib.get_close_matches(_bare(name), list(bare), n=1)]
-    return f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
-
-
-def _bare(name: str) -> str:
-    return name[:64].lower().replace("_", "").replace("-", "")
 
 
 def _hint(value: Any, path: list[str | int], *, is_short: bool = False) -> str | None:
@@ -179,10 +165,15 @@ def _nodes(
     """List the schemas that may apply at a path of the input; a union counts as its members."""
     nodes: list[Schema] = [_schema()]
     for token in path:
-        nodes = [inner for node in nodes for flat in _flat(node, value) for inner in _inner(flat, token)]
+        nodes = [
+            inner
+            for node in nodes
+            for member in flat(node, _schema(), value)
+            for inner in _inner(member, token)
+        ]
         value = _item(value, token)
     if is_flat:
-        nodes = [flat for node in nodes for flat in _flat(node, value if is_narrowed else None)]
+        nodes = [member for node in nodes for member in flat(node, _schema(), value if is_narrowed else None)]
     return nodes
 
 
@@ -190,22 +181,6 @@ def _item(value: Any, token: str | int) -> Any:
     if isinstance(value, dict):
         return value.get(token)
     return value[token] if isinstance(value, list) and isinstance(token, int) else None
-
-
-def _flat(node: Schema, value: Any) -> Iterator[Schema]:
-    if "$ref" in node:
-        yield from _flat(_schema()["$defs"][str(node["$ref"]).rpartition("/")[2]], value)
-        return
-    members = node.get("anyOf") or node.get("oneOf")
-    if members is None:
-        yield node
-        return
-    mapping = node.get("discriminator", {}).get("mapping", {})
-    tag = value.get(node["discriminator"]["propertyName"]) if mapping and isinstance(value, dict) else None
-    if isinstance(tag, str) and tag in mapping:
-        members = [{"$ref": mapping[tag]}]
-    for member in members:
-        yield from _flat(member, value)
 
 
 def _inner(node: Schema, token: str | int) -> Iterator[Schema]:
@@ -224,73 +199,3 @@ def _inner(node: Schema, token: str | int) -> Iterator[Schema]:
 def _tags(node: Schema) -> list[str]:
     tag = node.get("properties", {}).get("name", {}).get("const")
     return [f'"{tag}"'] if tag else []
-
-
-def _described(node: Schema) -> list[str]:
-    """Say what a schema allows, as the end of "must be ..."."""
-    if "const" in node:
-        return [json.dumps(node["const"])]
-    if "enum" in node:
-        return [json.dumps(one) for one in node["enum"]]
-    match node.get("type"):
-        case "null":
-            return ["null"]
-        case "boolean":
-            return ["true or false"]
-        case "integer":
-            return ["an integer" + _range(node)]
-        case "number":
-            return ["a number" + _range(node)]
-        case "string":
-            return [_text(node)]
-        case "array":
-            return ["a list" + _sizes(node, "items")]
-        case _:
-            return ["an object" + _sizes(node, "pairs")]
-
-
-def _range(node: Schema) -> str:
-    low, high = node.get("minimum"), node.get("maximum")
-    if low is not None and high is not None:
-        return f" from {_number(low)} to {_number(high)}"
-    parts = []
-    for key, words in (
-        ("minimum", "at least"),
-        ("exclusiveMinimum", "above"),
-        ("maximum", "at most"),
-        ("exclusiveMaximum", "below"),
-    ):
-        if key in node:
-            parts.append(f"{words} {_number(node[key])}")
-    return " " + ", ".join(parts) if parts else ""
-
-
-def _number(value: float) -> str:
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
-
-
-def _text(node: Schema) -> str:
-    if node.get("format") == "date-time":
-        return "a time such as 2025-11-01T00:00:00Z"
-    pattern = str(node.get("pattern", ""))
-    if re.fullmatch(r"\^\([^()]+\)\$", pattern):
-        return _either([f'"{one}"' for one in pattern[2:-2].replace(r"\d{1,3}", "0").split("|")])
-    if pattern:
-        return "a job's id (26 letters and digits)" if "{26}" in pattern else f"a text like {pattern}"
-    return "a text" + _sizes(node, "characters", "Length")
-
-
-def _sizes(node: Schema, unit: str, suffix: str = "") -> str:
-    kind = suffix or ("Items" if unit == "items" else "Properties")
-    low, high = node.get(f"min{kind}"), node.get(f"max{kind}")
-    if low is not None and low == high:
-        return f" of {low} {unit}"
-    if low is not None and high is not None:
-        return f" of {low} to {high} {unit}"
-    if high is not None:
-        return f" of at most {high} {unit}"
-    return f" of at least {low} {unit}" if low is not None else ""
-
-
-def _either(texts: list[str]) -> str:
-    return " or ".join(dict.fromkeys(texts))

@@ -27,7 +27,7 @@ JobId = Annotated[str, Depends(_job_id)]
 class Query(BaseModel):
     """Query parameters of an address; one it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _split(value: Any) -> Any:

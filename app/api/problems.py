@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from app.api.queries import parameter_problem, parameter_schemas
 from app.api.reply import Json
-from app.errors import Problem, ServiceError, StorageUnavailable, shown
+from app.errors import Problem, ServiceError, StorageUnavailable
 
 MAX_LISTED = 100
 RETRY_AFTER_S = 2
@@ -107,23 +108,12 @@ def _service_error(_request: Request, error: Exception) -> Response:
     return problem(error.status, error.code, title, error.message, error.hint, error.problems, headers)
 
 
-def _validation_error(_request: Request, error: Exception) -> Response:
+def _validation_error(request: Request, error: Exception) -> Response:
     """Say which parameters are wrong; bodies are read elsewhere."""
     assert isinstance(error, RequestValidationError)
-    problems = [_parameter(found) for found in error.errors()]
-    return problem(422, "invalid_request", "The request has problems; each is listed.", errors=problems)
-
-
-def _parameter(found: Mapping[str, Any]) -> Problem:
-    place, *names = found["loc"]
-    name = shown(names[0] if names else "")
-    pointer = f"/{place}/{name}"
-    if found["type"] == "extra_forbidden":
-        return Problem(pointer, "unknown_parameter", "is no parameter of this address")
-    if found["type"] == "missing":
-        return Problem(pointer, "missing", "is required")
-    message = str(found["msg"]).removeprefix("Value error, ").replace("Input should", "must")
-    return Problem(pointer, "invalid_parameter", message)
+    schemas = parameter_schemas(request.scope.get("route"))
+    found = dict.fromkeys(parameter_problem(one, schemas) for one in error.errors())
+    return problem(422, "invalid_request", "The request has problems; each is listed.", errors=list(found))
 
 
 def _http_error(request: Request, error: Exception) -> Response:

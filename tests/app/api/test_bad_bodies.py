@@ -183,6 +183,7 @@ def test_the_wrong_content_type_names_the_way_out(api: Service) -> None:
     [
         ({"optimizer": {"lr": 0}}, "/optimizer/lr", "must be a number above 0, at most 1"),
         ({"optimizer": {"lr": 2}}, "/optimizer/lr", "must be a number above 0, at most 1"),
+        ({"optimizer": {"name": "sgd", "lr": 200}}, "/optimizer/lr", "must be a number above 0, at most 100"),
         ({"optimizer": {"weight_decay": -1}}, "/optimizer/weight_decay", "must be a number from 0 to 1"),
         ({"training": {"epochs": 0}}, "/training/epochs", "must be an integer from 1 to 100000"),
         ({"training": {"epochs": 10**9}}, "/training/epochs", "must be an integer from 1 to 100000"),
@@ -235,6 +236,11 @@ def test_each_bound_is_told(api: Service, section: dict[str, Any], pointer: str,
     (error,) = refused(api, json.dumps(demo() | section).encode())["errors"]
     assert error["pointer"] == pointer
     assert says in error["message"]
+
+
+def test_a_section_without_a_name_is_judged_as_the_default(api: Service) -> None:
+    (error,) = refused(api, json.dumps(demo(optimizer={"lr": 2})).encode())["errors"]
+    assert error["message"] == "must be a number above 0, at most 1"
 
 
 def test_every_problem_comes_at_once_config_dependencies_and_data(api: Service) -> None:

@@ -141,24 +141,59 @@ def test_jobs_are_found_by_status_tag_and_name(api: Service) -> None:
     assert ids("q=%25") == []
 
 
+_STATUSES = '"queued" or "running" or "paused" or "succeeded" or "cancelled" or "failed"'
+
+
 @pytest.mark.parametrize(
-    "query",
+    ("query", "code", "message", "hint"),
     [
-        "limit=-1",
-        "limit=0",
-        "limit=1000000000",
-        "limit=x",
-        "after=abc",
-        "order=up",
-        "status=done",
-        "lmit=1",
-        "q=",
+        ("limit=-1", "out_of_range", "must be an integer from 1 to 200", "The default is 50."),
+        ("limit=1000000000", "out_of_range", "must be an integer from 1 to 200", "The default is 50."),
+        ("limit=x", "wrong_type", "must be an integer from 1 to 200", "The default is 50."),
+        ("limit=", "wrong_type", "must be an integer from 1 to 200", "The default is 50."),
+        (
+            "after=abc",
+            "invalid_value",
+            "must be a job's id (26 letters and digits)",
+            "The `next_after` of the page before.",
+        ),
+        ("order=up", "not_allowed", 'must be "newest" or "oldest"', 'The default is "newest".'),
+        ("status=done,gone", "not_allowed", f"must list only {_STATUSES}", "Statuses, separated by commas."),
+        ("lmit=1", "unknown_parameter", "is no parameter of this address", "Did you mean 'limit'?"),
+        ("q=", "out_of_range", "must be a text of 1 to 120 characters", "Part of the name"),
+        ("q=%1b", "invalid_value", "must be printable characters", None),
     ],
 )
-def test_bad_parameters_are_named(api: Service, query: str) -> None:
+def test_bad_parameters_are_named(
+    api: Service, query: str, code: str, message: str, hint: str | None
+) -> None:
     answer = api.client.get(f"/jobs?{query}")
     assert answer.status_code == 422
-    assert answer.json()["errors"][0]["pointer"] == f"/query/{query.partition('=')[0]}"
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["code"]) == (f"/query/{query.partition('=')[0]}", code)
+    assert error["message"].startswith(message)
+    assert error["hint"] is hint is None or error["hint"].startswith(hint)
+
+
+def test_all_bad_parameters_come_at_once(api: Service) -> None:
+    errors = api.client.get("/jobs?limit=0&order=up&tga=x").json()["errors"]
+    assert {error["pointer"] for error in errors} == {"/query/limit", "/query/order", "/query/tga"}
+
+
+def test_headers_and_paths_are_told_their_bounds_too(api: Service) -> None:
+    answer = api.client.post("/jobs", json={"data": {"path": "demo"}}, headers={"Idempotency-Key": "k" * 256})
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["message"]) == (
+        "/header/idempotency-key",
+        "must be a text of 1 to 255 characters",
+    )
+    (error,) = api.client.get(f"/datasets/{'d' * 2000}").json()["errors"]
+    assert (error["pointer"], error["message"]) == ("/path/path", "must be a text of 1 to 1024 characters")
+
+
+def test_parameters_that_exclude_each_other_are_one_sentence(api: Service) -> None:
+    (error,) = api.client.get(f"/jobs/{api.job()}/logs?tail=1&offset=0").json()["errors"]
+    assert (error["pointer"], error["message"]) == ("/query", "tail goes with neither offset nor q")
 
 
 def test_a_queued_job_says_what_it_waits_for(api: Service) -> None:

@@ -89,8 +89,15 @@ def test_wrong_addresses_and_methods_are_problems(
 
 
 def test_a_refused_method_learns_all_the_address_knows(api: Service) -> None:
-    assert api.client.delete("/jobs").headers["allow"] == "GET, POST"
+    assert api.client.delete("/jobs").headers["allow"] == "GET, HEAD, POST"
     assert api.client.delete(f"/jobs/{api.job()}/checkpoint").headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/jobs", "/datasets", "/docs", "/openapi.json", "/queue"])
+def test_head_is_answered_where_get_is(api: Service, path: str) -> None:
+    head, whole = api.client.head(path), api.client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert {**head.headers} == {**whole.headers}
 
 
 def test_datasets_are_listed_without_what_is_ours(api: Service) -> None:
