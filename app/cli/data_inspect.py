@@ -122,9 +122,16 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{len(found['groups'])}: {', '.join(shown(group, 16) for group in found['groups'][:8])}",
         )
     if found["metadata"]:
-        known = {key: value for key, value in found["metadata"].items() if value is not None}
-        yield "metadata", ", ".join(f"{key} {shown(value)}" for key, value in known.items())
+        build = found["metadata"].get("build")
+        yield "metadata", _pairs({**found["metadata"], "build": None})
+        if isinstance(build, dict):
+            yield "built with", _pairs(build)
     yield "content", found["fingerprint"]
+
+
+def _pairs(known: dict[str, Any]) -> str:
+    texts = ((key, ", ".join(map(str, v)) if isinstance(v, list) else v) for key, v in known.items())
+    return "; ".join(f"{shown(key)} {shown(text)}" for key, text in texts if text is not None)
 
 
 def _values(values: dict[str, Any], *, is_named: bool) -> Iterator[tuple[str, str]]:

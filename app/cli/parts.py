@@ -10,6 +10,7 @@ import typer
 from app.cli.failures import FAILED, say_error
 from app.cli.processes import environment, python
 from app.cli.roots import AuthOption, DataRoot, Host, LogsRoot, Port, adopt
+from app.cli.taken import port_taken, refuse_if
 
 # Each part imports only what it is made of: the others' imports would cost every part memory for life.
 
@@ -23,6 +24,7 @@ def api(
 ) -> None:
     """Run the HTTP API alone. It waits for the right schema, else says what to run."""
     settings = adopt(data_root, logs_root, host, port, auth)
+    refuse_if(port_taken(settings.host, settings.port))
     from app.main import serve  # noqa: PLC0415
 
     serve(settings)

@@ -13,6 +13,7 @@ from rich.text import Text
 from app.cli.console import stderr, talk
 from app.cli.processes import Household, environment, python
 from app.cli.roots import AuthOption, DataRoot, Host, LogsRoot, Port, adopt
+from app.cli.taken import refuse_if, taken
 
 # A runner obeys within 2 s; the rest is for a last write to a slow disk.
 GRACE_S = 30.0
@@ -28,9 +29,12 @@ def up(
 ) -> None:
     """Migrate, then run API and worker until Ctrl-C or SIGTERM, which stop both gracefully.
 
+    What another service holds already, port or data root, is said before anything is started.
+
     On a terminal their lines carry a name; piped, they come as they are. A second Ctrl-C does not wait.
     """
     settings = adopt(data_root, logs_root, host, port, auth)
+    refuse_if(taken(settings))
     household = Household(_write, talk, grace_s=GRACE_S)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -35,7 +35,7 @@ class Orders(Door):
                 if row.cancel_requested_at is None:
                     self._note(connection, job_id, [("cancel_requested", {})], cancel_requested_at=self.now())
             elif row.status != Status.CANCELLED:
-                raise IllegalTransition(f"The job has already {row.status}; it cannot be cancelled.")
+                raise IllegalTransition(f"{_over(row)}; it cannot be cancelled.")
             row = self._get(connection, job_id)
             return row, row.status == Status.CANCELLED
 
@@ -55,7 +55,7 @@ class Orders(Door):
                 if row.pause_requested_at is None:
                     self._note(connection, job_id, [("pause_requested", {})], pause_requested_at=self.now())
             elif row.status != Status.PAUSED:
-                raise IllegalTransition(f"The job has already {row.status}; it cannot be paused.")
+                raise IllegalTransition(f"{_over(row)}; it cannot be paused.")
             elif row.reason_code != PAUSED.code:  # else it would go on by itself
                 told = {"status": Status.PAUSED, "code": PAUSED.code, "message": PAUSED.message}
                 reason = {
@@ -77,7 +77,7 @@ class Orders(Door):
             row = self._get(connection, job_id, is_locked=True)
             if row.status in FINAL:
                 raise IllegalTransition(
-                    f"The job has already {row.status}; it cannot be resumed.",
+                    f"{_over(row)}; it cannot be resumed.",
                     "Retry it: a new job goes on from its newest checkpoint.",
                 )
             if row.status == Status.PAUSED:
@@ -97,7 +97,7 @@ class Orders(Door):
             body = request.model_dump(mode="json", include=set(names))
             changed = {name: value for name, value in body.items() if row.config[name] != value}
             if row.status in FINAL and (late := sorted(set(changed) & set(_OF_WAITING))):
-                raise IllegalTransition(f"The job has already {row.status}; its {late[0]} cannot change.")
+                raise IllegalTransition(f"{_over(row)}; its {late[0]} cannot change.")
             if changed:
                 columns = {name: getattr(request, name) for name in changed}
                 self._note(
@@ -233,3 +233,7 @@ class Orders(Door):
         # Every submit took the last place down by a gap: these stay above it.
         for number, job_id in enumerate(waiting.all(), 1):
             connection.execute(job.update().where(job.c.id == job_id).values(place=-number * GAP))
+
+
+def _over(row: Row) -> str:
+    return f"The job has already {'been cancelled' if row.status == Status.CANCELLED else row.status}"

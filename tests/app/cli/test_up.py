@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -67,12 +68,36 @@ def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
         assert process.stop() == 0
 
 
-def test_a_taken_port_is_said_and_ends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["up", "api"])
+def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path, part: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with started("-m", "app.cli.main", "up", "--port", port, root=tmp_path) as process:
+        with started("-m", "app.cli.main", part, "--port", port, root=tmp_path) as process:
             assert process.popen.wait(60) == 1
-            assert re.search(r"cannot listen on 127\.0\.0\.1:\d+", process.output)
+            assert f"port {port} of 127.0.0.1 is taken: process {os.getpid()} (" in process.output
+            assert f"--port {int(port) + 1}" in process.output
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_second_one_is_told_of_the_first_and_leaves_it_alone(tmp_path: Path) -> None:
+    with up(tmp_path) as (first, url, pids):
+        port = url.rpartition(":")[2]
+        with started("-m", "app.cli.main", "up", "--port", port, root=tmp_path) as second:
+            assert second.popen.wait(60) == 1
+            said = second.output
+            assert re.search(r"the data root .* is served already, by worker (\d+) since", said)
+            assert int(re.findall(r"by worker (\d+)", said)[0]) in pids
+            assert "a SAIMP Train" in said, "the port is told of too"
+            assert "Traceback" not in said
+        with Client(url) as client:
+            assert client.health()
+        assert first.stop() == 0
+
+
+def test_an_address_that_is_not_ours_is_said(tmp_path: Path) -> None:
+    with started("-m", "app.cli.main", "up", "--host", "192.0.2.1", root=tmp_path) as process:
+        assert process.popen.wait(60) == 1
+        assert "cannot listen on 192.0.2.1:8000" in process.output
 
 
 def test_roots_and_port_come_from_options(tmp_path: Path) -> None:
