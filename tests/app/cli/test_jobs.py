@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import threading
@@ -15,6 +14,7 @@ from app.jobs.queue import Facts, Reason
 from tests.app.api.service import batch, epoch
 from tests.app.cli.call import saimp
 from tests.app.live import Live
+from tests.processes import started
 
 DONE = Reason("completed", "All epochs are done.")
 BROKEN = Reason("data_invalid", "Row 7 of part-000.parquet holds NaN.", "Set data.non_finite.")
@@ -148,14 +148,14 @@ def test_watch_follows_a_running_job(live: Live) -> None:
     assert [line.split()[0] for line in result.stdout.splitlines() if "★" in line] == ["1/?", "2/?"]
 
 
-def test_ctrl_c_lets_go_of_the_job(live: Live) -> None:
+def test_ctrl_c_lets_go_of_the_job(live: Live, tmp_path: Path) -> None:
     claim = live.claimed()
-    timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    result = saimp("watch", claim.job_id, url=live.url)
-    timer.join()
-    assert result.exit_code == 130
-    assert f"the job goes on. To come back: saimp watch {claim.job_id[:10]}" in result.stderr
+    live.queue.record(claim.job_id, claim.attempt, Facts(epochs=[epoch(1)]))
+    arguments = ("-m", "app.cli.main", "watch", claim.job_id)
+    with started(*arguments, root=tmp_path, SAIMP_URL=live.url) as watching:
+        watching.says("1/?")
+        assert watching.stop(signal.SIGINT) == 130
+        assert f"the job goes on. To come back: saimp watch {claim.job_id[:10]}" in watching.output
     assert live.queue.get(claim.job_id).status == "running"
     live.queue.finish(claim.job_id, claim.attempt, DONE)
 
