@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +26,8 @@ from app.errors import StorageUnavailable
 from app.failpoints import failpoint
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# How long a writer waits before it looks again whether it is its turn.
+LOOK_AGAIN_S = (0.002, 0.006)
 
 
 class UtcTime(sa.TypeDecorator[datetime]):
@@ -48,17 +53,16 @@ class Finite(sa.TypeDecorator[float]):
         return value if value is not None and math.isfinite(value) else None
 
 
-def server_time(
-    connection: sa.Connection, now: datetime, *, plus_s: float = 0.0
-) -> sa.ColumnElement[datetime]:
+def server_time(dialect: str, *, plus_s: float = 0.0) -> sa.ColumnElement[datetime]:
     """Write the time, and some seconds, by the clock all hosts share: the server's.
 
-    SQLite has one host, and `now` is its clock.
+    SQLite has one host; its clock comes as the parameter `now`.
     """
-    if connection.dialect.name == "sqlite":
-        return sa.literal(now + timedelta(seconds=plus_s), UtcTime)
-    seconds = sa.func.extract("epoch", sa.func.clock_timestamp()) + plus_s
-    return sa.type_coerce(sa.cast(seconds * 1_000_000, sa.BigInteger), UtcTime)
+    later = sa.literal(round(plus_s * 1_000_000), sa.BigInteger)
+    if dialect == "sqlite":
+        return sa.bindparam("now", type_=UtcTime).op("+", return_type=UtcTime())(later)
+    seconds = sa.func.extract("epoch", sa.func.clock_timestamp())
+    return sa.type_coerce(sa.cast(seconds * 1_000_000, sa.BigInteger) + later, UtcTime)
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ def connect(url: str, *, busy_timeout_s: float = 5.0) -> Database:
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         return Database(
-            _sqlite_engine(parsed, busy_timeout_s, "BEGIN"),
-            _sqlite_engine(parsed, busy_timeout_s, "BEGIN IMMEDIATE"),
+            _sqlite_engine(parsed, busy_timeout_s, is_writing=False),
+            _sqlite_engine(parsed, busy_timeout_s, is_writing=True),
         )
     engine = _postgres_engine(parsed, busy_timeout_s)
     reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -131,7 +135,7 @@ def _postgres_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
     return engine
 
 
-def _sqlite_engine(url: sa.URL, busy_timeout_s: float, begin: str) -> sa.Engine:
+def _sqlite_engine(url: sa.URL, busy_timeout_s: float, *, is_writing: bool) -> sa.Engine:
     engine = sa.create_engine(url, json_serializer=_to_json)
 
     @event.listens_for(engine, "connect")
@@ -154,12 +158,36 @@ def _sqlite_engine(url: sa.URL, busy_timeout_s: float, begin: str) -> sa.Engine:
                     f"SQLite refuses {pragma}={value} (it stays {got[0]}).",
                     "Keep the database on a local disk; network file systems cannot hold it.",
                 )
+        if is_writing:
+            connection.execute("PRAGMA busy_timeout=0").fetchone()  # begins by `_begin_immediate`
 
     @event.listens_for(engine, "begin")
     def start(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
+        if is_writing:
+            _begin_immediate(connection, busy_timeout_s)
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _begin_immediate(connection: sa.Connection, busy_timeout_s: float) -> None:
+    """Wait for the turn to write.
+
+    SQLite's own wait sleeps the longer the longer it has waited, up to 100 ms: among many writers whoever
+    comes late goes first, and some wait for seconds. Here all look equally often.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    give_up_at = time.monotonic() + busy_timeout_s
+    while time.monotonic() < give_up_at:
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                break
+        time.sleep(random.uniform(*LOOK_AGAIN_S))
+    connection.exec_driver_sql("BEGIN IMMEDIATE")  # its error, by SQLAlchemy's name
 
 
 @contextmanager

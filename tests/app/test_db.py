@@ -18,7 +18,7 @@ from tests.factories import make_database
 
 def test_sqlite_is_set_up_for_an_api_and_a_worker(tmp_path: Path) -> None:
     database = connect(f"sqlite:///{tmp_path / 'a.db'}")
-    with database.writing() as connection:
+    with database.reading() as connection:
         found = {
             pragma: connection.exec_driver_sql(f"PRAGMA {pragma}").scalar()
             for pragma in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "mmap_size")

@@ -14,6 +14,20 @@ from app.jobs.queue.records import CANCELLED, PAUSED, LostJob, Reason, Row, plai
 from app.jobs.states import ARRIVES_FROM, ENDINGS, Status
 from app.jobs.tables import dependency, event, job
 
+# Made once: to make a statement costs more than to execute it. The columns that change are those it is
+# executed with, beside what these say.
+_OF_ID = job.c.id == sa.bindparam("of_id")
+_GET = sa.select(job).where(_OF_ID)
+_GET_LOCKED = _GET.with_for_update()
+_NOTE = job.update().where(_OF_ID).values(seq=job.c.seq + 1).returning(job.c.seq, job.c.attempt)
+_MOVE = (
+    job.update()
+    .where(_OF_ID, job.c.attempt == sa.bindparam("of_attempt"), job.c.status == sa.bindparam("of_status"))
+    .values(seq=job.c.seq + 1)
+    .returning(job.c.seq)
+)
+_EVENT = event.insert()
+
 
 class Door:
     """What every part of the queue stands on. `now` is the clock, so that tests can turn it."""
@@ -25,8 +39,7 @@ class Door:
     @staticmethod
     def _get(connection: sa.Connection, job_id: str, *, is_locked: bool = False) -> Row:
         """Read one job; locked, nobody else changes it before this transaction ends. Raises JobNotFound."""
-        query = sa.select(job).where(job.c.id == job_id)
-        row = connection.execute(query.with_for_update() if is_locked else query).one_or_none()
+        row = connection.execute(_GET_LOCKED if is_locked else _GET, {"of_id": job_id}).one_or_none()
         if row is None:
             raise JobNotFound(hint="GET /jobs lists the jobs there are.")
         return row
@@ -76,28 +89,25 @@ class Door:
         was = Status(row.status)
         assert was in ARRIVES_FROM[to], (was, to)
         message = plain(reason.message)
-        moved = connection.execute(
-            job.update()
-            .where(job.c.id == row.id, job.c.attempt == row.attempt, job.c.status == was)
-            .values(
-                status=to,
-                phase=None,
-                slot=None,
-                owner=None,
-                lease_until=None,
-                pause_requested_at=None,
-                reason_code=reason.code,
-                reason_message=message,
-                reason_hint=plain(reason.hint),
-                runtime_s=row.runtime_s + self._ran_s(row),
-                **values,
-            )
-        )
-        if not moved.rowcount:
+        changes = {
+            "status": to,
+            "phase": None,
+            "slot": None,
+            "owner": None,
+            "lease_until": None,
+            "pause_requested_at": None,
+            "reason_code": reason.code,
+            "reason_message": message,
+            "reason_hint": plain(reason.hint),
+            "runtime_s": row.runtime_s + self._ran_s(row),
+            **values,
+        }
+        expected = {"of_id": row.id, "of_attempt": row.attempt, "of_status": was}
+        seq = connection.execute(_MOVE, {**expected, **changes}).scalar_one_or_none()
+        if seq is None:
             raise LostJob(row.id)
-        self._note(
-            connection, row.id, [(event_kind, {"status": to, "code": reason.code, "message": message})]
-        )
+        told = {"status": to, "code": reason.code, "message": message}
+        self._append(connection, row.id, row.attempt, seq, event_kind, told)
 
     def _note(
         self,
@@ -108,22 +118,29 @@ class Door:
     ) -> None:
         """Append events, and change columns that are not the status, in the caller's transaction."""
         for kind, data in events:
-            row = connection.execute(
-                job.update()
-                .where(job.c.id == job_id)
-                .values(seq=job.c.seq + 1, **values)
-                .returning(job.c.seq, job.c.attempt)
-            ).one()
-            connection.execute(
-                event.insert().values(
-                    job_id=job_id,
-                    seq=row.seq,
-                    time=self.now(),
-                    kind=kind,
-                    attempt=row.attempt,
-                    data=dict(data),
-                )
-            )
+            row = connection.execute(_NOTE, {"of_id": job_id, **values}).one()
+            self._append(connection, job_id, row.attempt, row.seq, kind, data)
+
+    def _append(
+        self,
+        connection: sa.Connection,
+        job_id: str,
+        attempt: int,
+        seq: int,
+        kind: str,
+        data: Mapping[str, Any],
+    ) -> None:
+        connection.execute(
+            _EVENT,
+            {
+                "job_id": job_id,
+                "seq": seq,
+                "time": self.now(),
+                "kind": kind,
+                "attempt": attempt,
+                "data": dict(data),
+            },
+        )
 
     def _ran_s(self, row: Row) -> float:
         if row.status != Status.RUNNING:
@@ -131,7 +148,7 @@ class Door:
         return float(max(0.0, (self.now() - row.attempt_started_at).total_seconds()))
 
 
-def held(job_id: str, attempt: int) -> sa.ColumnElement[bool]:
+def held(job_id: str | sa.ColumnElement[str], attempt: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
     """Whether an attempt still owns its job."""
     return sa.and_(job.c.id == job_id, job.c.attempt == attempt, job.c.status == Status.RUNNING)
 

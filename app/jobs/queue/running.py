@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.db import UtcTime, server_time
 from app.jobs.queue.door import Door, held, in_turn
 from app.jobs.queue.records import NOTHING, PAUSED, Claim, Facts, LostJob, Order, Owner, Reason, Row, Weights
 from app.jobs.queue.resuming import newest_checkpoint
 from app.jobs.states import Status
-from app.jobs.tables import batch_row, checkpoint, dependency, epoch_row, event, gate, job, system_row
+from app.jobs.tables import batch_row, checkpoint, dependency, epoch_row, gate, job, system_row
 
 # First restart at once, then after 5 s, then after 30 s.
 BACKOFF_S = (0.0, 5.0, 30.0)
@@ -31,37 +33,30 @@ class Running(Door):
     def claim(self, owner: Owner, slot: str) -> Claim | None:
         """Take the next job that may run. Null when there is none, or the queue is drained."""
         now = self.now()
-        due = _due(now)
         with self.database.reading() as connection:
             # An idle worker looks often: it shall not stand in the way of those who write.
-            if connection.execute(due).one_or_none() is None:
+            if connection.execute(_DUE, {"now": now}).one_or_none() is None:
                 return None
-        # PostgreSQL skips rows another claim holds; SQLite has one writer, and no such clause.
-        chosen = due.with_for_update(skip_locked=True, of=_CANDIDATE).scalar_subquery()
+        changes = {
+            "status": Status.RUNNING,
+            "phase": "preparing",
+            "slot": slot,
+            "owner": owner.as_json(),
+            "heartbeat_at": now,
+            "attempt_started_at": now,
+            "run_after": None,
+            "reason_code": None,
+            "reason_message": None,
+            "reason_hint": None,
+        }
         with self.database.writing("claim") as connection:
-            row = connection.execute(
-                job.update()
-                .where(job.c.id == chosen, job.c.status == Status.QUEUED)
-                .values(
-                    status=Status.RUNNING,
-                    phase="preparing",
-                    attempt=job.c.attempt + 1,
-                    slot=slot,
-                    owner=owner.as_json(),
-                    heartbeat_at=now,
-                    lease_until=server_time(connection, now, plus_s=LEASE_S),
-                    started_at=sa.func.coalesce(job.c.started_at, sa.literal(now, UtcTime)),
-                    attempt_started_at=now,
-                    run_after=None,
-                    reason_code=None,
-                    reason_message=None,
-                    reason_hint=None,
-                )
-                .returning(*job.c)
-            ).one_or_none()
+            claiming = _claiming(connection.dialect.name)
+            row = connection.execute(claiming, {"now": now, **changes}).one_or_none()
             if row is None:
                 return None
-            self._note(connection, row.id, [("claimed", {"slot": slot, "pid": owner.pid})])
+            told = {"slot": slot, "pid": owner.pid}
+            self._append(connection, row.id, row.attempt, row.seq, "claimed", told)
+            may_go_on = row.attempt > 1 or row.inherits_id is not None
             return Claim(
                 job_id=row.id,
                 attempt=row.attempt,
@@ -71,7 +66,7 @@ class Running(Door):
                 log_name=row.log_name,
                 claimed_at=now,
                 runtime_s=row.runtime_s,
-                checkpoint=newest_checkpoint(connection, row),
+                checkpoint=newest_checkpoint(connection, row) if may_go_on else None,
                 init_from=_init_from(connection, row),
             )
 
@@ -152,11 +147,13 @@ class Running(Door):
             late = connection.execute(
                 sa.select(job)
                 .where(
-                    job.c.status == Status.RUNNING, job.c.lease_until < server_time(connection, self.now())
+                    job.c.status == Status.RUNNING,
+                    job.c.lease_until < server_time(connection.dialect.name),
                 )
                 .where(job.c.owner["host"].as_string() != host)
                 .order_by(job.c.id)
-                .with_for_update(skip_locked=True)
+                .with_for_update(skip_locked=True),
+                {"now": self.now()},
             ).all()
             return [(row.id, self._crash(connection, row, _silent(row))) for row in late]
 
@@ -200,20 +197,12 @@ class Running(Door):
             (checkpoint, checkpoints),
         )
         count = len(facts.events) + sum(len(rows) for _, rows in tables)
-        values = {**(facts.progress or {}), **_new_best(epochs)}
+        changes = {"heartbeat_at": now, **(facts.progress or {}), **_new_best(epochs)}
         if checkpoints:
-            values["crashes"] = 0
-        row = connection.execute(
-            job.update()
-            .where(held(job_id, attempt))
-            .values(
-                seq=job.c.seq + count,
-                heartbeat_at=now,
-                lease_until=server_time(connection, now, plus_s=LEASE_S),
-                **values,
-            )
-            .returning(*job.c)
-        ).one_or_none()
+            changes["crashes"] = 0
+        token = {"of_id": job_id, "of_attempt": attempt, "count": count, "now": now}
+        holding = _holding(connection.dialect.name)
+        row = connection.execute(holding, {**token, **changes}).one_or_none()
         if row is None:
             raise LostJob(job_id)
         numbers = iter(range(row.seq - count + 1, row.seq + 1))
@@ -221,17 +210,13 @@ class Running(Door):
             if rows:
                 connection.execute(table.insert(), list(_numbered(rows, job_id, numbers)))
         for (kind, data), seq in zip(facts.events, numbers, strict=True):
-            connection.execute(
-                event.insert().values(
-                    job_id=job_id, seq=seq, time=now, kind=kind, attempt=attempt, data=dict(data)
-                )
-            )
+            self._append(connection, job_id, attempt, seq, kind, data)
         return row
 
 
-def _due(now: datetime) -> sa.Select[Any]:
-    """Select the job whose turn it is."""
-    candidate, needed = _CANDIDATE, _NEEDED
+def _due() -> sa.Select[Any]:
+    """Select the job whose turn it is `now`."""
+    candidate, needed, now = _CANDIDATE, _NEEDED, sa.bindparam("now", type_=UtcTime)
     waits = (
         sa.exists()
         .where(dependency.c.job_id == candidate.c.id, needed.c.id == dependency.c.needs_id)
@@ -248,6 +233,40 @@ def _due(now: datetime) -> sa.Select[Any]:
         )
         .order_by(*in_turn(candidate))
         .limit(1)
+    )
+
+
+# Statements are made once: that costs more than to execute them. The columns that change are those they are
+# executed with, beside what these say.
+_DUE = _due()
+
+
+@cache
+def _claiming(dialect: str) -> ReturningUpdate[Any]:
+    """Take the job whose turn it is."""
+    # PostgreSQL skips rows another claim holds; SQLite has one writer, and no such clause.
+    chosen = _DUE.with_for_update(skip_locked=True, of=_CANDIDATE).scalar_subquery()
+    return (
+        job.update()
+        .where(job.c.id == chosen, job.c.status == Status.QUEUED)
+        .values(
+            attempt=job.c.attempt + 1,
+            seq=job.c.seq + 1,
+            started_at=sa.func.coalesce(job.c.started_at, sa.bindparam("now", type_=UtcTime)),
+            lease_until=server_time(dialect, plus_s=LEASE_S),
+        )
+        .returning(*job.c)
+    )
+
+
+@cache
+def _holding(dialect: str) -> ReturningUpdate[Any]:
+    """Change a job that an attempt still owns, and extend its lease."""
+    return (
+        job.update()
+        .where(held(sa.bindparam("of_id"), sa.bindparam("of_attempt")))
+        .values(seq=job.c.seq + sa.bindparam("count"), lease_until=server_time(dialect, plus_s=LEASE_S))
+        .returning(*job.c)
     )
 
 

@@ -22,6 +22,10 @@ MAX_QUEUED = 10_000
 # Room between neighbouring places, so that a move seldom has to make some.
 GAP = 2**20
 
+_NEXT_PLACE = gate.update().values(last_place=gate.c.last_place - GAP).returning(gate.c.last_place)
+_COUNT_QUEUED = sa.select(sa.func.count()).select_from(job).where(job.c.status == Status.QUEUED)
+_INSERT = job.insert().returning(*job.c)
+
 
 class Submitting(Door):
     def submit(
@@ -48,9 +52,7 @@ class Submitting(Door):
                 if first is not None:
                     return first, False
             # The gate's row is a lock: whoever comes first through it stands before the next.
-            place = connection.execute(
-                gate.update().values(last_place=gate.c.last_place - GAP).returning(gate.c.last_place)
-            ).scalar_one()
+            place = connection.execute(_NEXT_PLACE).scalar_one()
             self._refuse_when_full(connection)
             problems = [
                 *self._dead_dependencies(connection, request.depends_on, is_locked=True),
@@ -61,33 +63,32 @@ class Submitting(Door):
             parent = None if parent_id is None else self._get(connection, parent_id)
             start = self._start(connection, parent, request, data_fingerprint) if is_retry else None
             job_id = new_id()
-            connection.execute(
-                job.insert().values(
-                    id=job_id,
-                    **_columns(request),
-                    status=Status.QUEUED,
-                    place=place,
-                    attempt=0,
-                    crashes=0,
-                    warnings=list(warnings),
-                    plan=plan,
-                    data_fingerprint=data_fingerprint,
-                    idempotency_key=idempotency_key,
-                    request_hash=request_hash(request, parent_id),
-                    parent_id=parent_id,
-                    # What was settled once stays: with anything else the bits would differ.
-                    resolved=parent.resolved if start and parent else None,
-                    inherits_id=start.job_id if start else None,
-                    inherits_seq=start.seq if start else None,
-                    created_at=self.now(),
-                    runtime_s=0.0,
-                    seq=0,
-                )
-            )
+            columns = {
+                "id": job_id,
+                **_columns(request),
+                "status": Status.QUEUED,
+                "place": place,
+                "attempt": 0,
+                "crashes": 0,
+                "warnings": list(warnings),
+                "plan": plan,
+                "data_fingerprint": data_fingerprint,
+                "idempotency_key": idempotency_key,
+                "request_hash": request_hash(request, parent_id) if idempotency_key is not None else None,
+                "parent_id": parent_id,
+                # What was settled once stays: with anything else the bits would differ.
+                "resolved": parent.resolved if start and parent else None,
+                "inherits_id": start.job_id if start else None,
+                "inherits_seq": start.seq if start else None,
+                "created_at": self.now(),
+                "runtime_s": 0.0,
+                "seq": 1,
+            }
+            row = connection.execute(_INSERT, columns).one()
             for needs_id in dict.fromkeys(request.depends_on):
                 connection.execute(dependency.insert().values(job_id=job_id, needs_id=needs_id))
-            self._note(connection, job_id, [("submitted", _origin(parent_id, start))])
-            return self._get(connection, job_id), True
+            self._append(connection, job_id, 0, row.seq, "submitted", _origin(parent_id, start))
+            return row, True
 
     def submitted(
         self, request: JobRequest, idempotency_key: str, parent_id: str | None = None
@@ -125,8 +126,7 @@ class Submitting(Door):
 
     @staticmethod
     def _refuse_when_full(connection: sa.Connection) -> None:
-        queued = sa.select(sa.func.count()).select_from(job).where(job.c.status == Status.QUEUED)
-        if connection.execute(queued).scalar_one() >= MAX_QUEUED:
+        if connection.execute(_COUNT_QUEUED).scalar_one() >= MAX_QUEUED:
             raise QueueFull(f"{MAX_QUEUED} jobs wait already.", "Cancel some, or submit again later.")
 
     @staticmethod
