@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 LONG_POLL_S = 20.0
-_ANSWER_S = 90.0  # besides the long poll; a dry run may take 20 s for the data and 60 s for the size of the model
+_ANSWER_S = 90.0  # besides the long poll; a dry run may take 20 s for the data, 60 s for the model
 _FIRST_S = 1.0
 _ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 # Another answer may come a moment later: a restart, a busy database, a proxy in front of either.
