@@ -229,6 +229,10 @@ class Client:
         """Let a paused job wait for its turn again and return it."""
         return self._json("POST", f"/jobs/{_safe(job_id)}/resume")
 
+    def promote(self, job_id: str) -> Json:
+        """Make the job's best the champion, pin it there, and return the job."""
+        return self._json("POST", f"/jobs/{_safe(job_id)}/promote")
+
     def retry(self, job_id: str, *, from_start: bool = False, idempotency_key: str | None = None) -> Json:
         """Queue a job that has ended once more and return the new one; it goes on where it was saved last."""
         return self._json(

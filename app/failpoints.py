@@ -31,6 +31,7 @@ VERBS = (
     "edit",
     "move",
     "delete",
+    "promote",
     "drain",
     "open",
     # workers

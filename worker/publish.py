@@ -1,17 +1,14 @@
-"""Publishing checkpoints: a job's best under its fixed name, and the champion. Link, then rename."""
+"""Publishing checkpoints: a job's best under its fixed name; what is read and kept of the others."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from app.failpoints import failpoint
 from app.jobs.files import Paths, sidecar
+from app.jobs.placing import link, read_json, sync, write_json
 from app.jobs.queue import Checkpoint
 from worker.engine.events import BestFile
 from worker.report.model_card import JSON_NAME, MARKDOWN_NAME
@@ -21,23 +18,23 @@ REPORTS = (JSON_NAME, MARKDOWN_NAME)
 
 def write_sidecar(folder: Path, best: BestFile) -> None:
     """Write the description of a best checkpoint beside it, for whoever publishes it."""
-    _write_json(sidecar(folder / best.name), best.sidecar)
+    write_json(sidecar(folder / best.name), best.sidecar)
 
 
 def publish_best(paths: Paths, job_id: str, best_file: str) -> None:
     """Make a committed best the job's `saimp_best.pth`. best_file: below the job's folder, as in its row."""
     source, target = paths.job(job_id) / best_file, paths.best(job_id)
     failpoint("publish.before_link")
-    _link(sidecar(source), sidecar(target))
+    link(sidecar(source), sidecar(target))
     failpoint("publish.between_links")
-    _link(source, target)
+    link(source, target)
     failpoint("publish.after_link")
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def is_published(paths: Paths, job_id: str, sha256: str) -> bool:
     """Tell whether the job's `saimp_best.pth` is the best its row names."""
-    about = _read_json(sidecar(paths.best(job_id)))
+    about = read_json(sidecar(paths.best(job_id)))
     return paths.best(job_id).exists() and about is not None and about.get("sha256") == sha256
 
 
@@ -46,7 +43,7 @@ def publish_reports(paths: Paths, job_id: str, attempt: int) -> None:
     for name in REPORTS:
         source = paths.attempt(job_id, attempt) / name
         if source.exists():
-            _link(source, paths.job(job_id) / name)
+            link(source, paths.job(job_id) / name)
 
 
 def unreadable(paths: Paths, at: Checkpoint) -> str | None:
@@ -79,65 +76,3 @@ def sweep(paths: Paths, job_id: str, kept: Collection[str]) -> None:
         for file in folder.iterdir():
             if file not in kept_paths and file.name not in names:
                 file.unlink()
-
-
-def crown(paths: Paths, job_id: str) -> bool:
-    """Let a job that has ended with a best become the champion, if it is one. Returns whether it did.
-
-    It replaces the champion if there is none, if the two are not comparable (newest data wins), or if its
-    validation loss is lower.
-    """
-    ours = _standing(paths.best(job_id))
-    if ours is None:
-        return False
-    champion = _standing(paths.champion())
-    if champion is not None and champion[0] == ours[0] and champion[1] <= ours[1]:
-        return False
-    _link(sidecar(paths.best(job_id)), sidecar(paths.champion()))
-    failpoint("crown.between_links")
-    _link(paths.best(job_id), paths.champion())
-    _sync(paths.data_root)
-    return True
-
-
-def _standing(weights: Path) -> tuple[str, float] | None:
-    """Read a checkpoint's comparison key and validation loss; null when it is not one of ours."""
-    about = _read_json(sidecar(weights))
-    if about is None or not weights.exists():
-        return None
-    try:
-        return str(about["comparison_key"]), float(about["metrics"]["val_loss"])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _link(source: Path, target: Path) -> None:
-    draft = target.with_name(f".{target.name}.tmp")
-    draft.unlink(missing_ok=True)
-    os.link(source, draft)
-    os.replace(draft, target)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    with open(draft, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    failpoint("sidecar.before_rename")
-    os.replace(draft, path)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else None
-    return None
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

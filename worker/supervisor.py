@@ -28,6 +28,7 @@ from app.db import connect
 from app.errors import ServiceError, StorageUnavailable
 from app.failpoints import failpoint
 from app.jobs import queue
+from app.jobs.champion import crown
 from app.jobs.files import Paths
 from app.jobs.metrics import Scope, since
 from app.jobs.queue import Checkpoint, Claim, LostJob, Owner, Queue, Reason
@@ -36,7 +37,7 @@ from app.migrate import WrongSchema, wait_for_head
 from app.settings import Settings, SettingsError, load
 from worker.assignment import Assignment, Point, Resume, Weights
 from worker.attempt import Attempt
-from worker.publish import crown, is_published, publish_best, publish_reports, sweep, unreadable
+from worker.publish import is_published, publish_best, publish_reports, sweep, unreadable
 from worker.spawn import Spawner
 from worker.telemetry import Gpu, Sampler, machine
 

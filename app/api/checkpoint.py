@@ -14,11 +14,13 @@ from io import BufferedReader
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
-from app.api import openapi
+from app.api import openapi, schemas, views
 from app.api.etags import matches, not_modified
 from app.api.parameters import JobId
+from app.api.reply import Json
 from app.api.services import Services, Use
 from app.errors import ServiceError
+from app.jobs import champion
 from app.jobs.files import BEST_NAME
 from app.jobs.queue import Row
 
@@ -63,6 +65,21 @@ def download_checkpoint(job_id: JobId, request: Request, use: Use) -> Response:
     except BaseException:
         file.close()
         raise
+
+
+@router.post("/jobs/{job_id}/promote", operation_id="promote_job", response_model=schemas.Job)
+def promote(job_id: JobId, use: Use) -> Response:
+    """Make the best so far the champion, `saimp_best.pth` in the data root, and pin it.
+
+    A job that ends later does not replace it, however good; only another promotion does.
+    """
+    row, file = _opened(use, job_id)
+    with file:
+        _verify(row, file)
+        if not champion.promote(use.paths, use.paths.job(row.id) / row.best_file):
+            raise CheckpointCorrupt("The description beside the checkpoint is gone.")
+    row = use.queue.promoted(row.id, row.best_sha256)
+    return Json(views.job(row, views.standing(use.queue, [row])))
 
 
 def _opened(services: Services, job_id: str) -> tuple[Row, BufferedReader]:

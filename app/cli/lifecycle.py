@@ -74,6 +74,13 @@ def move(
     _say(found, f"is {render.status(found)}", output)
 
 
+def promote(job: JobArgument, output: OutputOption = Output.text) -> None:
+    """Make a job's best the champion and pin it: no later job replaces it."""
+    with connect() as client:
+        found = client.promote(client.resolve(job))
+    _say(found, f"is the champion with val loss {render.loss(found['best']['val_loss'])}, pinned", output)
+
+
 def rm(job: JobArgument) -> None:
     """Delete a job that has ended, with its log and files. The champion stays."""
     with connect() as client:

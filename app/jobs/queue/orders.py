@@ -13,7 +13,7 @@ from app.jobs.queue.door import Door, in_turn
 from app.jobs.queue.records import PAUSED, JobInUse, Reason, Row
 from app.jobs.queue.submitting import GAP
 from app.jobs.states import FINAL, Status
-from app.jobs.tables import checkpoint, gate, job
+from app.jobs.tables import checkpoint, event, gate, job
 
 # What may be edited: it changes nothing of what is computed.
 EDITABLE = ("name", "tags", "metadata", "priority", "not_before")
@@ -103,6 +103,17 @@ class Orders(Door):
                 self._note(
                     connection, job_id, [("edited", changed)], config={**row.config, **changed}, **columns
                 )
+            return self._get(connection, job_id)
+
+    def promoted(self, job_id: str, sha256: str) -> Row:
+        """Note that a job's best has become the champion, once each. Raises JobNotFound."""
+        with self.database.writing("promote") as connection:
+            self._get(connection, job_id, is_locked=True)
+            noted = connection.execute(
+                sa.select(event.c.data).where(event.c.job_id == job_id, event.c.kind == "promoted")
+            ).scalars()
+            if {"sha256": sha256} not in noted.all():
+                self._note(connection, job_id, [("promoted", {"sha256": sha256})])
             return self._get(connection, job_id)
 
     def move(self, job_id: str, *, before: str | None = None, after: str | None = None) -> Row:

@@ -10,6 +10,7 @@ import os
 import pytest
 from PIL import Image
 
+from app.jobs.files import sidecar
 from app.jobs.queue import Facts
 from tests.app.api.service import AT, Service
 
@@ -222,3 +223,27 @@ def test_what_a_run_left_is_listed_and_downloaded(api: Service) -> None:
     assert api.client.get(f"/jobs/{job_id}/artifacts/config.json").json()["data"]["path"] == "demo"
     for name in ("report.md", "saimp.db", "..%2f..%2fsaimp.db"):
         assert api.client.get(f"/jobs/{job_id}/artifacts/{name}").status_code == 404
+
+
+def test_a_promoted_checkpoint_becomes_the_champion(api: Service) -> None:
+    claim = api.claimed()
+    path = api.save(claim, b"weights")
+    sidecar(path).write_text('{"sha256": "as saved"}')
+    for _ in range(2):  # repeated, it changes nothing
+        answer = api.client.post(f"/jobs/{claim.job_id}/promote")
+        assert (answer.status_code, answer.json()["id"]) == (200, claim.job_id)
+        assert api.paths.champion().read_bytes() == b"weights"
+    events = api.client.get(f"/jobs/{claim.job_id}/events").json()["data"]
+    assert [event["kind"] for event in events].count("promoted") == 1
+
+
+def test_what_cannot_be_promoted_says_why(api: Service) -> None:
+    refused = api.client.post(f"/jobs/{api.job()}/promote")
+    assert (refused.status_code, refused.json()["code"]) == (404, "no_checkpoint_yet")
+    claim = api.claimed()
+    path = api.save(claim, b"weights")
+    refused = api.client.post(f"/jobs/{claim.job_id}/promote")
+    assert (refused.status_code, refused.json()["code"]) == (409, "checkpoint_corrupt")
+    path.write_bytes(b"bit rot")
+    refused = api.client.post(f"/jobs/{claim.job_id}/promote")
+    assert (refused.status_code, refused.json()["code"]) == (409, "checkpoint_corrupt")

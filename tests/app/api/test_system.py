@@ -156,6 +156,7 @@ def test_every_operation_has_a_stable_name_and_names_its_problems(api: Service) 
         "POST /jobs": "submit_job",
         "POST /jobs/{job_id}/cancel": "cancel_job",
         "POST /jobs/{job_id}/pause": "pause_job",
+        "POST /jobs/{job_id}/promote": "promote_job",
         "POST /jobs/{job_id}/resume": "resume_job",
         "POST /jobs/{job_id}/retry": "retry_job",
         "POST /jobs/{job_id}/clone": "clone_job",

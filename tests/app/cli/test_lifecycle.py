@@ -50,6 +50,18 @@ def test_retry_and_clone_print_the_new_id(live: Live) -> None:
     assert live.queue.get(cloned.stdout.strip()).config["training"]["epochs"] == 2
 
 
+def test_promote_says_who_reigns(live: Live) -> None:
+    job_id = live.saved(b"weights")
+    (folder,) = live.paths.job(job_id).glob("attempts/*")
+    (best,) = folder.glob("best-*.pth")
+    best.with_suffix(".json").write_text("{}")
+    result = saimp(live, "promote", job_id)
+    assert result.exit_code == 0, result.output
+    assert "is the champion with val loss 1.0000, pinned" in result.output
+    assert saimp(live, "promote", ended(live)).exit_code == 3
+    live.queue.cancel(job_id)
+
+
 def test_move_needs_one_neighbour(live: Live) -> None:
     first, second = live.job(priority=7), live.job(priority=7)
     assert as_json(live, "move", second, "--before", first)["id"] == second
