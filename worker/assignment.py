@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from worker.engine.events import Rung
+
 Order = Literal["cancel", "pause", "preempt"]
 
 
@@ -43,8 +45,9 @@ class Assignment:
 
     resolved: what the first attempt settled; null on the first. data_fingerprint: pinned at submit.
     directory: the attempt's own folder. stream_budget in bytes, vram_fraction in 0..1. resume: null = from
-    the start; init_from: weights to start with; curve: the epochs
-    that are done; custom_prefixes: modules that custom models may come from.
+    the start; init_from: weights to start with; rung: where on the OOM ladder to start, at the first attempt
+    because of a job like it, later because of the attempt before; curve: the epochs that are done;
+    custom_prefixes: modules that custom models may come from.
     """
 
     job_id: str
@@ -60,5 +63,6 @@ class Assignment:
     vram_fraction: float
     resume: Resume | None = None
     init_from: Weights | None = None
+    rung: Rung | None = None
     curve: tuple[Point, ...] = ()
     custom_prefixes: tuple[str, ...] = ()

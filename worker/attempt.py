@@ -191,9 +191,11 @@ class Attempt:
 
     def _conclude(self) -> None:
         """Record the ending: the supervisor's verdict, else the runner's own, else what killed it."""
+        ended = self._ended
+        if ended is not None and ended.evidence:
+            self._pending.note(ended.reason, **ended.evidence)
         facts = self._pending.facts()
         job = (self.claim.job_id, self.claim.attempt)
-        ended = self._ended
         if ended is not None and ended.stopped is None:
             assert ended.reason in ENDINGS, ended
             self._queue.finish(*job, Reason(ended.reason, ended.message, ended.hint), facts)
@@ -206,10 +208,11 @@ class Attempt:
             cause = self._stalled or cause_of_death(self.runner.exit_code, oom_kills_seen=killed)
             self._log_death(self._queue.crash(*job, cause, facts), cause)
         elif ended.reason == "disk_full":
-            self._pending.note("disk_full", **ended.evidence)
-            self._queue.suspend(*job, Reason("disk_full", ended.message, ended.hint), self._pending.facts())
+            self._queue.suspend(*job, Reason("disk_full", ended.message, ended.hint), facts)
         elif ended.stopped == "pause":
             self._queue.suspend(*job, PAUSED, facts)
+        elif ended.reason == "backoff":
+            self._queue.release(*job, Reason("backoff", ended.message, ended.hint), facts)
         else:
             self._queue.release(*job, PREEMPTED, facts)
         self._committed()

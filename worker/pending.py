@@ -7,7 +7,7 @@ goes on from its last committed checkpoint, so nothing written elsewhere could e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -72,9 +72,7 @@ class Pending:
             case CheckpointSaved():
                 self.checkpoints.append(self._checkpoint_row(event))
             case OomRecovered():
-                self.note(
-                    "oom_recovered", step=event.step, batch_size=event.batch_size, message=event.message
-                )
+                self.note("oom_recovered", **asdict(event), batch_size=event.batch_size)
             case Tested():
                 self.progress["test"] = {
                     "loss": _finite(event.loss),

@@ -32,7 +32,15 @@ from app.failpoints import failpoint
 from app.jobs.config import JobRequest, canonical, config_hash
 from app.jobs.states import ENDINGS, Status
 from worker.assignment import Assignment, Order, Weights
-from worker.engine.errors import ConfigInvalid, CorruptCheckpoint, GpuOutOfMemory
+from worker.engine.errors import (
+    ConfigInvalid,
+    CorruptCheckpoint,
+    GpuOutOfMemory,
+    RestartSmaller,
+    first_line,
+    is_gpu_exhausted,
+    is_host_exhausted,
+)
 from worker.engine.events import (
     Ended,
     EpochDone,
@@ -183,7 +191,7 @@ class _Attempt:
         resolved = _resolved(self._assignment, request, plan)
         run = _build(self._assignment, request, dataset, found, resolved)
         yield Prepared(
-            {**asdict(resolved), **_resolved_data(dataset, plan)},
+            {**asdict(resolved), **_resolved_besides(resolved, dataset, plan)},
             plan_document(request, plan, _model_size(self._assignment, request, dataset, plan, run)),
         )
         if self._assignment.resume is not None:
@@ -191,6 +199,11 @@ class _Attempt:
             yield restore(run, resume.path, sha256=resume.sha256)
         elif self._assignment.init_from is not None:
             start_from(run, self._assignment.init_from)
+        if self._assignment.rung is not None:
+            stood = run.rung
+            run.descend(self._assignment.rung)
+            if self._assignment.resolved is None or run.rung != stood:
+                yield Warned("smaller_batch", _descended(run))
         self._run = run
         yield from fit(run)
 
@@ -212,6 +225,14 @@ class _Attempt:
             stopped="pause",
             evidence={"needed_bytes": needed, "free_bytes": free},
         )
+
+
+def _descended(run: Run) -> str:
+    nominal = run.request.training.nominal_batch
+    steps = (
+        f"micro-batches of {run.micro_batch}, not {nominal}" if run.micro_batch < nominal else "less at once"
+    )
+    return f"The GPU ran out of memory before with this config: this attempt begins with {steps}."
 
 
 def start_from(run: Run, best: Weights) -> None:
@@ -236,13 +257,19 @@ def start_from(run: Run, best: Weights) -> None:
 
 
 def _resolved(assignment: Assignment, request: JobRequest, plan: SplitPlan) -> Resolved:
-    if assignment.resolved is None:
-        return resolve(request, num_classes=plan.num_classes)
-    return Resolved(**{field.name: assignment.resolved[field.name] for field in fields(Resolved)})
+    settled = assignment.resolved
+    if settled is None:
+        return resolve(request, num_classes=plan.num_classes, rung=assignment.rung)
+    return Resolved(
+        **{field.name: settled[field.name] for field in fields(Resolved) if field.name in settled}
+    )
 
 
-def _resolved_data(dataset: Dataset, plan: SplitPlan) -> dict[str, Any]:
+def _resolved_besides(resolved: Resolved, dataset: Dataset, plan: SplitPlan) -> dict[str, Any]:
+    """Say what was settled of data and machine: what the engine is not told."""
+    is_cuda = resolved.device.startswith("cuda")
     return {
+        "gpu": torch.cuda.get_device_name(resolved.device) if is_cuda else None,
         "fingerprint": dataset.fingerprint,
         "features": list(dataset.features.columns),
         "shape": list(dataset.features.shape),
@@ -314,7 +341,7 @@ def _sidecar(
         "job_id": assignment.job_id,
         "attempt": assignment.attempt,
         "config_hash": config_hash(request),
-        "resolved": {**asdict(resolved), **_resolved_data(dataset, plan)},
+        "resolved": {**asdict(resolved), **_resolved_besides(resolved, dataset, plan)},
         "classes": list(plan.classes),
         "data_fingerprint": dataset.fingerprint,
         "comparison_key": comparison_key(request, dataset, plan),
@@ -377,13 +404,21 @@ def _verdict(error: Exception) -> Ended:
             return Ended("storage_error", error.message, error.hint)
         case GpuOutOfMemory():
             return Ended("gpu_out_of_memory", error.message, error.hint, evidence=error.evidence)
-        case torch.OutOfMemoryError():
+        case RestartSmaller():
+            return Ended(
+                "backoff",
+                "The GPU ran out of memory in an optimizer step; the job goes on with smaller micro-batches.",
+                stopped="preempt",
+            )
+        case _ if is_gpu_exhausted(error):
+            message = first_line(error)
             return Ended(
                 "gpu_out_of_memory",
-                f"The GPU ran out of memory: {str(error).splitlines()[0]}",
+                f"The GPU ran out of memory: {message}",
                 "Lower the model's size or data.window, or close what else uses the GPU.",
+                evidence={"vram_torch_peak": torch_peak(), "device_message": message},
             )
-        case MemoryError():
+        case _ if is_host_exhausted(error):
             return Ended(
                 "host_out_of_memory",
                 "The machine ran out of memory.",

@@ -37,6 +37,7 @@ from app.migrate import WrongSchema, wait_for_head
 from app.settings import Settings, SettingsError, load
 from worker.assignment import Assignment, Point, Resume, Weights
 from worker.attempt import Attempt
+from worker.engine.events import Rung
 from worker.publish import is_published, publish_best, publish_reports, sweep, unreadable
 from worker.spawn import Spawner
 from worker.telemetry import Gpu, Sampler, machine
@@ -224,6 +225,7 @@ class Supervisor:
                 vram_fraction=self._settings.vram_fraction,
                 resume=self._resume(checkpoint) if checkpoint else None,
                 init_from=self._weights(claim.init_from) if claim.init_from else None,
+                rung=self._rung(claim),
                 curve=self._curve(claim.job_id) if checkpoint else (),
                 custom_prefixes=self._settings.custom_prefixes,
             )
@@ -234,6 +236,18 @@ class Supervisor:
         return Attempt(
             claim, runner, sampler, self._queue, self._paths, self._paths.log(log_name), clock=self._clock
         )
+
+    def _rung(self, claim: Claim) -> Rung | None:
+        """Find where on the OOM ladder to start: where the attempt before had to, or a job like this one."""
+        config = claim.config
+        if claim.resolved is not None:
+            found = self._queue.rung(claim.job_id)
+        elif config["training"]["deterministic"] or not config["oom"]["recover"]:
+            found = None  # what a job computes must not depend on those before it
+        else:
+            gpu = None if config["device"] == "cpu" else self._gpu.name
+            found = self._queue.rung_of_like(config, gpu)
+        return None if found is None else Rung(**found)
 
     def _resume(self, at: Checkpoint) -> Resume:
         return Resume(self._paths.job(at.job_id) / at.name, at.sha256)

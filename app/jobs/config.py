@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -551,11 +552,35 @@ class JobRequest(Section):
 
 # What may change without changing what is computed.
 LABELS = ("name", "tags", "metadata", "priority", "depends_on", "not_before", "max_attempts")
+_FREE_OF_MEMORY = (
+    "epochs",
+    "loss_reduction",
+    "clip_grad_norm",
+    "tf32",
+    "seed",
+    "deterministic",
+    "threads",
+    "log_every",
+)
 
 
 def canonical(value: Any) -> str:
     """Write JSON in the one order and spacing that hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def memory_key(config: Mapping[str, Any]) -> str:
+    """Name what of a stored config decides how much GPU memory a step takes."""
+    training = {k: v for k, v in config["training"].items() if k not in _FREE_OF_MEMORY}
+    sections = {name: config[name] for name in ("data", "model", "precision", "device", "oom")}
+    return canonical(
+        {
+            **sections,
+            "training": training,
+            "loss": config["loss"]["name"],
+            "optimizer": config["optimizer"]["name"],
+        }
+    )
 
 
 def config_hash(request: JobRequest) -> str:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
+import torch
+
 from app.errors import ServiceError
+
+# How libraries say so that allocate by themselves, past torch's allocator.
+GPU_EXHAUSTED = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDA error: out of memory",
+)
+# How torch says so of the host's memory: a plain RuntimeError.
+HOST_EXHAUSTED = "DefaultCPUAllocator: can't allocate memory"
 
 
 class ConfigInvalid(ServiceError):
@@ -27,3 +40,32 @@ class CorruptCheckpoint(ServiceError):
     """A resume checkpoint is not the file that was written, or not of this run."""
 
     status, code = 500, "storage_error"
+
+
+class RestartSmaller(Exception):
+    """The GPU ran out of memory where nothing can be undone: the next attempt starts on a lower rung."""
+
+
+def is_gpu_exhausted(error: Exception) -> bool:
+    """Tell whether the GPU's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(name in str(error) for name in GPU_EXHAUSTED)
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Take what is worth telling from a message of many lines."""
+    return str(error).strip().partition("\n")[0]
+
+
+def is_host_exhausted(error: Exception) -> bool:
+    """Tell whether the machine's own memory ran out: no smaller micro-batch would help."""
+    match error:
+        case MemoryError():
+            return True
+        case OSError():
+            return error.errno == errno.ENOMEM
+        case RuntimeError():
+            return HOST_EXHAUSTED in str(error)
+        case _:
+            return False

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.failpoints import failpoint
+from worker.engine.errors import first_line, is_gpu_exhausted
 from worker.engine.events import OomRecovered, Tick
 from worker.engine.run import Run
 from worker.engine.samples import Samples
@@ -49,8 +50,10 @@ def evaluate(run: Run, samples: Samples, epoch: int) -> Generator[Tick | OomReco
                     part = batch.narrow(first, min(run.eval_batch, len(batch) - first))
                     try:
                         counted, confidence_B = _classify(run, part)
-                    except torch.OutOfMemoryError as error:
-                        message = str(error).partition("\n")[0]
+                    except RuntimeError as error:
+                        if not is_gpu_exhausted(error):
+                            raise
+                        message = first_line(error)
                     else:
                         tally.add(counted)
                         calibration.add(confidence_B, counted.predictions_S == counted.labels_S)
@@ -58,7 +61,7 @@ def evaluate(run: Run, samples: Samples, epoch: int) -> Generator[Tick | OomReco
                         yield TICK
                         continue
                     _step_down(run, message)
-                    yield OomRecovered(epoch, run.num_steps, run.eval_batch, message)
+                    yield OomRecovered(epoch, run.num_steps, run.rung, message, during="evaluation")
     finally:
         run.model.train()
     sums = tally.read()

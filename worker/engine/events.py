@@ -128,13 +128,32 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """Where on the OOM ladder a run stands: how much goes through the GPU at once."""
+
+    batch_size: int  # micro-batch
+    eval_batch_size: int
+    is_sharing: bool  # rows are encoded once for several micro-batches
+    is_recomputing: bool  # activation checkpointing
+
+
+@dataclass(frozen=True, slots=True)
 class OomRecovered:
-    """A step ran out of GPU memory, was rolled back and goes on with a smaller micro-batch."""
+    """Out of GPU memory: what was done is undone and done again smaller.
+
+    during: in the optimizer step nothing can be undone: the attempt ends, the next one starts on the rung.
+    """
 
     epoch: int
     step: int
-    batch_size: int
+    rung: Rung  # from here on
     message: str
+    during: Literal["training", "evaluation", "the optimizer step"] = "training"
+
+    @property
+    def batch_size(self) -> int:
+        """What goes through at once from here on, where memory ran out."""
+        return self.rung.eval_batch_size if self.during == "evaluation" else self.rung.batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +173,11 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The attempt's own verdict. stopped: the order it obeyed, else null."""
+    """The attempt's own verdict.
+
+    stopped: how it left to go on later: the order it obeyed, or "pause" and "preempt" of its own accord for
+    disk_full and backoff; null = it is over.
+    """
 
     reason: str  # a reason code of the contract, e.g. "completed"
     message: str
@@ -210,5 +233,7 @@ def decode(message: bytes) -> Event:
     body = {key: value for key, value in body.items() if key in known}
     if kind in (EpochDone, Resumed) and body["best"] is not None:
         body["best"] = BestFile(**body["best"])
+    if kind is OomRecovered:
+        body["rung"] = Rung(**body["rung"])
     event: Event = kind(**body)
     return event

@@ -10,6 +10,7 @@ import torch
 
 from app.jobs.config import JobRequest
 from worker.engine.errors import ConfigInvalid
+from worker.engine.events import Rung
 from worker.engine.precision import PrecisionName
 
 EVAL_BATCH = 64  # samples; larger is no faster on a CPU, and 64 share their rows well
@@ -28,21 +29,35 @@ class Resolved:
     effective_batch: int
     eval_batch_size: int
     class_weights: list[float] | None
+    share_rows: bool = True  # rows are encoded once for several micro-batches
+    activation_checkpointing: bool = False
 
 
-def resolve(request: JobRequest, *, num_classes: int) -> Resolved:
-    """Settle what the request leaves open. Raises ConfigInvalid when machine or data do not allow it."""
+def resolve(request: JobRequest, *, num_classes: int, rung: Rung | None = None) -> Resolved:
+    """Settle what the request leaves open. Raises ConfigInvalid when machine or data do not allow it.
+
+    rung: where on the OOM ladder to start; null = at its top.
+    """
     training = request.training
     device = resolve_device(request.device)
+    batch_size, eval_batch_size = training.nominal_batch, training.eval_batch_size or EVAL_BATCH
+    if rung is not None:
+        batch_size, eval_batch_size = (
+            min(batch_size, rung.batch_size),
+            min(eval_batch_size, rung.eval_batch_size),
+        )
     return Resolved(
         device=str(device),
         precision=resolve_precision(request.precision, device),
         threads=training.threads or max(1, (psutil.cpu_count(logical=False) or 1) - 1),
-        batch_size=training.nominal_batch,
+        batch_size=batch_size,
         nominal_batch=training.nominal_batch,
         effective_batch=training.samples_per_step,
-        eval_batch_size=training.eval_batch_size or EVAL_BATCH,
+        eval_batch_size=eval_batch_size,
         class_weights=resolve_class_weights(request.loss.class_weights, num_classes),
+        share_rows=rung is None or rung.is_sharing,
+        activation_checkpointing=training.activation_checkpointing
+        or (rung is not None and rung.is_recomputing),
     )
 
 

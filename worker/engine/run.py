@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from app.jobs.config import JobRequest
 from worker.engine.average import Average
 from worker.engine.build import Schedule, build_optimizer, build_schedule
-from worker.engine.events import BestFile
+from worker.engine.events import BestFile, Rung
 from worker.engine.keep import Keeper
 from worker.engine.loss import Loss, build_loss
 from worker.engine.passes import Passes
@@ -95,6 +95,7 @@ class Run:
     keeper: Keeper
 
     is_sharing: bool = True  # rows are encoded once for several micro-batches
+    largest_fit: int = 0  # the largest micro-batch of a step that went through
     num_epochs: int = 0  # trained, validated and closed
     num_attempts: int = 0  # optimizer steps taken, applied or not
     num_steps: int = 0  # optimizer steps applied
@@ -132,6 +133,18 @@ class Run:
     @is_recomputing.setter
     def is_recomputing(self, is_recomputing: bool) -> None:
         self.passes.is_recomputing = is_recomputing
+
+    @property
+    def rung(self) -> Rung:
+        """Where on the OOM ladder the run stands."""
+        return Rung(self.micro_batch, self.eval_batch, self.is_sharing, self.is_recomputing)
+
+    def descend(self, rung: Rung) -> None:
+        """Go down to a rung, from wherever the run stands: never up."""
+        self.micro_batch = min(self.micro_batch, rung.batch_size)
+        self.eval_batch = min(self.eval_batch, rung.eval_batch_size)
+        self.is_sharing = self.is_sharing and rung.is_sharing
+        self.is_recomputing = self.is_recomputing or rung.is_recomputing
 
     @property
     def is_checkpoint_requested(self) -> bool:
@@ -240,10 +253,11 @@ def build_run(
         buffers=list(model.buffers()),
         average=Average(training.ema_decay, parameters) if training.ema_decay else None,
         passes=Passes(
-            model, masks, is_recomputing=training.activation_checkpointing, is_compiled=training.compile
+            model, masks, is_recomputing=resolved.activation_checkpointing, is_compiled=training.compile
         ),
         masks=masks,
         keeper=Keeper(request.checkpoint.every_s, clock),
+        is_sharing=resolved.share_rows,
     )
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from app.failpoints import failpoint
-from worker.engine.errors import GpuOutOfMemory
+from worker.engine.errors import GpuOutOfMemory, RestartSmaller, first_line, is_gpu_exhausted
 from worker.engine.events import OomRecovered, Tick, Warned
 from worker.engine.loss import coefficients
 from worker.engine.passes import CompileFailed, backward
@@ -26,6 +26,8 @@ from worker.stream.batch import Batch
 
 TICK = Tick()
 
+During = Literal["training", "evaluation", "the optimizer step"]
+
 
 def train_step(
     run: Run, samples: Batch, epoch: int
@@ -33,7 +35,8 @@ def train_step(
     """Train on the samples of one effective batch; return what was counted, or None for a step of weight 0.
 
     Transactional: out of GPU memory, all but the weights goes back to where it was and the same samples are
-    replayed in smaller micro-batches. Raises GpuOutOfMemory at the smallest.
+    replayed in smaller micro-batches. Raises GpuOutOfMemory at the smallest, RestartSmaller when memory ends
+    in the optimizer step: the weights may be half stepped then, and a resume checkpoint is the way back.
     """
     factors_S = coefficients(
         run.loss,
@@ -53,21 +56,33 @@ def train_step(
             counted = yield from _accumulate(run, samples, factors_S)
             grad_norm = _unscale_and_clip(run)
             break
-        except torch.OutOfMemoryError as error:
-            is_memory, message = True, str(error).partition("\n")[0]
         except CompileFailed as error:
-            is_memory, message = False, str(error).strip().partition("\n")[0]
+            is_memory, message = False, first_line(error)
+        except RuntimeError as error:
+            if not is_gpu_exhausted(error):
+                raise
+            is_memory, message = True, first_line(error)
         # Outside the except clause: the traceback, and the tensors it holds, are gone.
         before.restore(run)
         if is_memory:
             run.settle()
-            step_down(run, message)
-            yield OomRecovered(epoch, run.num_steps + 1, run.micro_batch, message)
+            step_down(run, message, during="training")
+            yield OomRecovered(epoch, run.num_steps + 1, run.rung, message)
         else:
             run.passes.stop_compiling()
             yield Warned("compile_failed", f"The model does not compile and runs as it is: {message}")
-    _apply(run, grad_norm)
-    return counted
+    try:
+        _apply(run, grad_norm)
+    except RuntimeError as error:
+        if not is_gpu_exhausted(error):
+            raise
+        message = first_line(error)
+    else:
+        run.largest_fit = max(run.largest_fit, run.micro_batch)
+        return counted
+    step_down(run, message, during="the optimizer step")
+    yield OomRecovered(epoch, run.num_steps + 1, run.rung, message, during="the optimizer step")
+    raise RestartSmaller(message)
 
 
 def encode_once(samples: Batch, micro_batch: int, is_sharing: bool) -> Iterator[Batch]:
@@ -91,7 +106,7 @@ def encode_once(samples: Batch, micro_batch: int, is_sharing: bool) -> Iterator[
         first += len(part)
 
 
-def step_down(run: Run, message: str) -> None:
+def step_down(run: Run, message: str, *, during: During) -> None:
     """Take the next rung of the OOM ladder for training. Raises GpuOutOfMemory when there is none."""
     oom = run.request.oom
     if oom.recover and run.micro_batch > oom.min_batch_size:
@@ -101,28 +116,31 @@ def step_down(run: Run, message: str) -> None:
     elif oom.recover and not run.is_recomputing:
         run.is_recomputing = True
     else:
-        raise out_of_memory(run, message, during="training")
+        raise out_of_memory(run, message, during=during)
 
 
-def out_of_memory(run: Run, message: str, *, during: str) -> GpuOutOfMemory:
+def out_of_memory(run: Run, message: str, *, during: During) -> GpuOutOfMemory:
     """Describe a GPU that is too small, with what was tried."""
+    is_cuda = run.device.type == "cuda"
     evidence: dict[str, Any] = {
         "during": during,
-        "batch_size": run.micro_batch,
-        "activation_checkpointing": run.is_recomputing,
-        "eval_batch_size": run.eval_batch,
+        "batch_size": run.eval_batch if during == "evaluation" else run.micro_batch,
+        "largest_batch_that_fits": run.largest_fit or None,  # by a whole step that went through
         "effective_batch": run.resolved.effective_batch,
+        "activation_checkpointing": run.is_recomputing,
         "precision": run.precision.name,
+        "vram_torch_peak": torch.cuda.max_memory_allocated(run.device) if is_cuda else None,
+        "vram_total": torch.cuda.get_device_properties(run.device).total_memory if is_cuda else None,
         "device_message": message,
     }
-    if run.device.type == "cuda":
-        evidence["vram_torch_peak"] = torch.cuda.max_memory_allocated(run.device)
-        evidence["vram_total"] = torch.cuda.get_device_properties(run.device).total_memory
+    fits = f"the largest that went through is {run.largest_fit}" if run.largest_fit else "none went through"
+    if run.request.oom.recover:
+        hint = "Lower data.window or the model's size, or close what else uses the GPU."
+    else:
+        hint = "Set oom.recover to true, or lower training.batch_size."
     return GpuOutOfMemory(
-        f"The GPU ran out of memory during {during} with a micro-batch of {run.micro_batch}.",
-        "Lower data.window or the model's size, or close what else uses the GPU."
-        if run.request.oom.recover
-        else "Set oom.recover to true, or lower training.batch_size.",
+        f"The GPU ran out of memory during {during} with a batch of {evidence['batch_size']}; {fits}.",
+        hint,
         evidence,
     )
 
@@ -253,11 +271,7 @@ def _apply(run: Run, grad_norm: Tensor) -> None:
     lr = run.schedule.at(run.num_steps + 1)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    try:
-        run.precision.step(run.optimizer, grad_norm)
-    except torch.OutOfMemoryError as error:
-        # Half-applied, perhaps: there is no way back inside this attempt.
-        raise out_of_memory(run, str(error).partition("\n")[0], during="the optimizer step") from error
+    run.precision.step(run.optimizer, grad_norm)
     for parameter in run.parameters:
         parameter.grad = None
     run.num_attempts += 1

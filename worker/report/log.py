@@ -40,9 +40,7 @@ class Log:
             case Resumed():
                 self._resumed(event)
             case OomRecovered():
-                self._say(
-                    f"[OOM] Step {event.step} again with micro-batches of {event.batch_size}: {event.message}"
-                )
+                self._say(f"[OOM] {_smaller(event)}: {event.message}")
             case Tested():
                 self._say(f"[TEST] {_scored(event.loss, event.accuracy, event.confusion)}")
             case Warned():
@@ -80,6 +78,19 @@ class Log:
     def _say(self, line: str) -> None:
         failpoint("log.before_line")
         print(line, file=self._stream, flush=True)
+
+
+def _smaller(event: OomRecovered) -> str:
+    """Say how a run goes on that was out of GPU memory."""
+    match event.during:
+        case "evaluation":
+            return f"Evaluation goes on with batches of {event.batch_size}"
+        case "the optimizer step":
+            how = f"Optimizer step {event.step} is cut off; the next attempt has micro-batches"
+        case _:
+            how = f"Step {event.step} again with micro-batches"
+    rows = "" if event.rung.is_sharing else ", rows encoded for each"
+    return f"{how} of {event.batch_size}{rows}{', recomputing' if event.rung.is_recomputing else ''}"
 
 
 def _scored(loss: float, accuracy: float, confusion: list[list[int]]) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
-from app.jobs.config import canonical
+from app.jobs.config import canonical, memory_key
 from app.jobs.queue.door import Door, in_turn, unmet
 from app.jobs.queue.records import Row
 from app.jobs.states import Status
-from app.jobs.tables import dependency, event, job
+from app.jobs.tables import dependency, epoch_row, event, job
 
 _IN_LINE = ("id", "name", "status", "priority", "not_before", "run_after", "created_at")
+_RECENT = 200  # jobs that are looked back at
 _REASON = ("reason_code", "reason_message", "reason_hint")
 # What tells how long a job will take: the samples it trains on, and what trained so fast before.
 _WORK = (
@@ -91,6 +93,50 @@ class Reading(Door):
                 .limit(limit)
             ).all()
         return [(row.model, row.samples_per_s) for row in found]
+
+    def rung(self, job_id: str) -> Mapping[str, Any] | None:
+        """Say where on the OOM ladder the job is to go on after an attempt that could not; null = no such."""
+        told = sa.select(event.c.data).where(event.c.job_id == job_id, event.c.kind == "oom_recovered")
+        with self.database.reading() as connection:
+            for data in connection.execute(told.order_by(event.c.seq.desc())).scalars():
+                if data.get("during") == "the optimizer step":
+                    found: Mapping[str, Any] = data["rung"]
+                    return found
+        return None
+
+    def rung_of_like(self, config: Mapping[str, Any], gpu: str | None) -> Mapping[str, Any] | None:
+        """Find where on the OOM ladder the last job of the same needs ended up on the same GPU; null = none.
+
+        Only a job counts that trained an epoch there.
+        """
+        is_recent = job.c.id.in_(
+            sa.select(job.c.id)
+            .where(job.c.attempt > 0)
+            .order_by(job.c.id.desc())
+            .limit(_RECENT)
+            .scalar_subquery()
+        )
+        has_trained = sa.exists().where(epoch_row.c.job_id == job.c.id)
+        descended = sa.exists().where(event.c.job_id == job.c.id, event.c.kind == "oom_recovered")
+        is_lost = sa.func.coalesce(job.c.reason_code, "") == "gpu_out_of_memory"
+        key = memory_key(config)
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                sa.select(job.c.id, job.c.config, job.c.resolved)
+                .where(is_recent, has_trained, descended, ~is_lost)
+                .order_by(job.c.id.desc())
+            )
+            for row in rows:
+                if (row.resolved or {}).get("gpu") == gpu and memory_key(row.config) == key:
+                    data = connection.execute(
+                        sa.select(event.c.data)
+                        .where(event.c.job_id == row.id, event.c.kind == "oom_recovered")
+                        .order_by(event.c.seq.desc())
+                        .limit(1)
+                    ).scalar_one()
+                    found: Mapping[str, Any] | None = data.get("rung")
+                    return found
+        return None
 
     def waits_for(self, job_id: str) -> Sequence[str]:
         """List the dependencies of a job that have not succeeded yet."""

@@ -18,8 +18,9 @@ from tests.worker.engine.factory import (
     train,
     weights_of,
 )
-from worker.engine.errors import GpuOutOfMemory
-from worker.engine.events import BatchDone, Ended, EpochDone, OomRecovered
+from worker.engine.errors import GpuOutOfMemory, RestartSmaller
+from worker.engine.events import BatchDone, Ended, EpochDone, OomRecovered, Rung, decode, encode
+from worker.engine.loop import fit
 from worker.engine.run import Run
 from worker.engine.step import train_step
 
@@ -36,7 +37,14 @@ class _FailsBackward(torch.autograd.Function):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
 
-def run_out(run: Run, name: str, should: Callable[[int, int], bool], *, in_backward: bool = False) -> None:
+def run_out(
+    run: Run,
+    name: str,
+    should: Callable[[int, int], bool],
+    *,
+    in_backward: bool = False,
+    error: Exception | None = None,
+) -> None:
     """Make a method of the model run out of memory. should(call, samples or rows): whether this call does."""
     method, calls = getattr(run.model, name), iter(range(10**9))
 
@@ -45,9 +53,20 @@ def run_out(run: Run, name: str, should: Callable[[int, int], bool], *, in_backw
             return method(x)  # type: ignore[no-any-return]
         if in_backward:
             return _FailsBackward.apply(method(x))  # type: ignore[no-any-return, no-untyped-call]
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
     setattr(run.model, name, failing)
+
+
+def run_out_in_step(run: Run, *, at: int) -> None:
+    """Make the optimizer's step number `at`, from 0, run out of memory."""
+    calls = iter(range(10**9))
+
+    def fail(*_: object) -> None:
+        if next(calls) == at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run.optimizer.register_step_pre_hook(fail)
 
 
 def steps(run: Run, *, smaller_at: int | None = None) -> list[OomRecovered]:
@@ -120,7 +139,7 @@ def test_the_ladder_ends_at_the_smallest_micro_batch_with_evidence() -> None:
     run = make_run(request(oom={"min_batch_size": 2}))
     run_out(run, "head", lambda call, _: True)
     events: list[Any] = []
-    with pytest.raises(GpuOutOfMemory, match="micro-batch of 2") as caught:
+    with pytest.raises(GpuOutOfMemory, match="a batch of 2; none went through") as caught:
         events += train(run)
     assert caught.value.code == "gpu_out_of_memory"
     assert caught.value.evidence["batch_size"] == 2
@@ -145,15 +164,57 @@ def test_recovery_switched_off_fails_at_once() -> None:
     assert caught.value.hint == "Set oom.recover to true, or lower training.batch_size."
 
 
-def test_out_of_memory_in_the_optimizer_step_ends_the_attempt() -> None:
+def test_out_of_memory_in_the_optimizer_step_ends_the_attempt_a_rung_lower() -> None:
     run = make_run(request())
+    before = weights_of(run)
+    run_out_in_step(run, at=0)
+    told: list[Any] = []
+    with pytest.raises(RestartSmaller, match="CUDA out of memory"):
+        told.extend(fit(run))
+    last = told[-1]
+    assert isinstance(last, OomRecovered)
+    assert (last.step, last.during, last.rung) == (1, "the optimizer step", Rung(2, 64, True, False))
+    assert torch.equal(weights_of(run), before)
+    assert decode(encode(last)) == last
 
-    def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    run.optimizer.register_step_pre_hook(fail)
-    with pytest.raises(GpuOutOfMemory, match="the optimizer step"):
+def test_out_of_memory_in_the_optimizer_step_is_final_where_there_is_no_lower_rung() -> None:
+    run = make_run(request(oom={"recover": False}))
+    run_out_in_step(run, at=2)
+    with pytest.raises(GpuOutOfMemory, match="the optimizer step with a batch of 4") as caught:
         train(run)
+    evidence = caught.value.evidence
+    assert (evidence["during"], evidence["largest_batch_that_fits"]) == ("the optimizer step", 4)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+    ],
+)
+def test_libraries_that_run_out_of_memory_are_heard_too(message: str) -> None:
+    run = make_run(request())
+    run_out(run, "head", lambda call, _: call == 0, error=RuntimeError(message))
+    [recovered] = steps(run)
+    assert (recovered.batch_size, recovered.message) == (2, message.partition("\n")[0])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("a bug")],
+    ids=["python", "torch", "bug"],
+)
+@pytest.mark.parametrize("phase", ["training", "evaluation"])
+def test_no_other_error_is_taken_for_it(phase: str, error: Exception) -> None:
+    run = make_run(request())
+    run_out(run, "head", lambda *_: run.model.training == (phase == "training"), error=error)
+    with pytest.raises(type(error)) as caught:
+        train(run)
+    assert caught.value is error
+    assert run.rung == Rung(4, 64, True, False)
 
 
 def test_evaluation_out_of_memory_goes_on_in_halves() -> None:
@@ -163,7 +224,9 @@ def test_evaluation_out_of_memory_goes_on_in_halves() -> None:
     [expected] = [e for e in train(undisturbed) if isinstance(e, EpochDone)]
     events = train(disturbed)
     [found] = [e for e in events if isinstance(e, EpochDone)]
-    assert [e.batch_size for e in events if isinstance(e, OomRecovered)] == [32, 16]
+    recovered = [e for e in events if isinstance(e, OomRecovered)]
+    assert [(e.during, e.batch_size) for e in recovered] == [("evaluation", 32), ("evaluation", 16)]
+    assert recovered[-1].rung == Rung(3, 16, True, False)
     assert found.val_loss == pytest.approx(expected.val_loss, rel=1e-6)
     assert found.confusion == expected.confusion
     assert isinstance(events[-1], Ended)

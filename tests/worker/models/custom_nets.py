@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from worker.models.base import SequenceModel
 
@@ -43,6 +44,34 @@ class Stubborn(Windows):
 
     def forward(self, x_BTF: Tensor) -> Tensor:
         return super().forward(x_BTF * float(x_BTF.abs().max()))
+
+
+class Greedy(Windows):
+    """One that runs out of memory in training with more than `most` windows at once.
+
+    where: of the GPU, in the forward pass or in the optimizer's step, or of the machine.
+    """
+
+    def __init__(self, window: int, shape: tuple[int, ...], num_classes: int, most: int, where: str) -> None:
+        super().__init__(window, shape, num_classes)
+        self._most, self._where = most, where
+        self._windows = self._num_steps = 0
+        if where == "step":
+            register_optimizer_step_pre_hook(self._before_step)
+
+    def forward(self, x_BTF: Tensor) -> Tensor:
+        if self.training:
+            self._windows = max(self._windows, len(x_BTF))
+            if len(x_BTF) > self._most and self._where == "gpu":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            if len(x_BTF) > self._most and self._where == "host":
+                torch.empty(2**50)
+        return super().forward(x_BTF)
+
+    def _before_step(self, *_: object) -> None:
+        self._num_steps += 1
+        if self._windows > self._most and self._num_steps > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 
 
 def no_model(**_: object) -> str:

@@ -12,6 +12,7 @@ from worker.engine.events import (
     EpochStarted,
     Event,
     OomRecovered,
+    Rung,
     Tested,
     Warned,
 )
@@ -93,9 +94,17 @@ def test_without_a_gpu_there_is_no_vram_line() -> None:
 
 def test_the_rarer_lines() -> None:
     assert written(
-        OomRecovered(1, 7, 2, "out of memory"), Tested(1.2, 0.5, CONFUSION), Warned("no_horizon", "why")
+        OomRecovered(1, 7, Rung(2, 64, True, False), "out of memory"),
+        OomRecovered(1, 7, Rung(1, 64, False, True), "out of memory"),
+        OomRecovered(1, 7, Rung(2, 32, True, False), "out of memory", "evaluation"),
+        OomRecovered(1, 7, Rung(2, 64, True, False), "out of memory", "the optimizer step"),
+        Tested(1.2, 0.5, CONFUSION),
+        Warned("no_horizon", "why"),
     ) == [
         "[OOM] Step 7 again with micro-batches of 2: out of memory",
+        "[OOM] Step 7 again with micro-batches of 1, rows encoded for each, recomputing: out of memory",
+        "[OOM] Evaluation goes on with batches of 32: out of memory",
+        "[OOM] Optimizer step 7 is cut off; the next attempt has micro-batches of 2: out of memory",
         "[TEST] Loss: 1.2000 | Acc: 50.00% | macro-F1: 0.75",
         "[WARN] no_horizon: why",
     ]

@@ -12,7 +12,7 @@ import pytest
 
 from app.jobs.config import JobRequest
 from tests.worker.report.test_log import epoch
-from worker.engine.events import BestFile, Ended, Event, OomRecovered, Prepared, Resumed, Tested, Warned
+from worker.engine.events import BestFile, Ended, Event, OomRecovered, Prepared, Resumed, Rung, Tested, Warned
 from worker.report.model_card import (
     Facts,
     ModelCard,
@@ -83,7 +83,9 @@ def test_a_class_that_is_nowhere_counts_in_no_mean() -> None:
 def test_the_report_is_that_of_the_best_epoch() -> None:
     done = [epoch(0.5, best(1), 0), replace(epoch(0.9, None, 1), epoch=2)]
     tested = Tested(0.6, 0.7, [[7, 3], [3, 7]])
-    report = make_report(facts(*done, tested, OomRecovered(1, 1, 1, "x")), "succeeded", ENDED)
+    report = make_report(
+        facts(*done, tested, OomRecovered(1, 1, Rung(1, 1, True, False), "x")), "succeeded", ENDED
+    )
     assert report["best"]["epoch"] == 1
     assert report["validation"]["accuracy"] == pytest.approx(95 / 120)
     assert report["validation"]["ece"] == 0.07
