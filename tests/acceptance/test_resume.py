@@ -87,7 +87,8 @@ def test_kills_in_mid_epoch_leave_the_numbers_of_an_uninterrupted_run(site: Site
     row = ended(site.queue, job_id)
     assert row.attempt >= 3
     assert row.crashes == 0, "progress resets the count"
-    assert all(at["epoch"] > 1 for at in resumed(site.queue, job_id))
+    # The first kill may find no newer one than that of the trained first epoch.
+    assert all(at["epoch"] > 1 or at["is_epoch_trained"] for at in resumed(site.queue, job_id))
     assert_same(site.queue, row, whole)
     assert "[RESUME] Epoch" in log_of(site.root, row)
 
