@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check soak bench format clean
+.PHONY: help setup demo test check soak bench fix clean
 
 help:            ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -38,9 +38,10 @@ bench: $(READY)  ## the stream side by side with peers that are installed; see b
 	PYTHONPATH=. $(BIN)/python bench/stream.py
 	PYTHONPATH=. $(BIN)/python bench/stream_shuffle.py
 
-format: $(READY) ## let ruff format and fix
+fix: $(READY)    ## format, fix what ruff can, write docs/config.md anew
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/saimp config > docs/config.md
 
 clean:           ## what setup and demo made
 	rm -rf $(VENV) demo

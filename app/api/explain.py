@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.api.allowed import Schema, described, did_you_mean, either, flat, text_of
 from app.api.values import child, key_problem
 from app.errors import Problem
+from app.jobs.allowed import Schema, described, did_you_mean, either, flat, text_of
 from app.jobs.config import JobRequest
 
 # What a pydantic error type means to a user. Of the errors that members of a union give for one place, the

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 
-from app.api.allowed import Schema, described, did_you_mean, either, flat
 from app.api.explain import code_of
 from app.errors import Problem, shown
+from app.jobs.allowed import Schema, described, did_you_mean, either, flat
 
 # (query, header or path) -> (the schema of its parameters, by name; what holds the definitions)
 Parameters = Mapping[str, tuple[Mapping[str, Schema], Schema]]

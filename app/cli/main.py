@@ -18,6 +18,7 @@ COMMANDS = {
     "api": Lazy("app.cli.parts:api", "Run the HTTP API alone.", _RUN),
     "worker": Lazy("app.cli.parts:worker", "Run the worker alone.", _RUN),
     "migrate": Lazy("app.cli.parts:migrate", "Bring the database to the newest schema.", _RUN),
+    "config": Lazy("app.cli.config:config", "Print every field of a job, with default and bounds.", _JOBS),
     "submit": Lazy("app.cli.submit:submit", "Queue a training job.", _JOBS),
     "ls": Lazy("app.cli.ls:ls", "List jobs, newest first.", _JOBS),
     "show": Lazy("app.cli.show:show", "Show one job.", _JOBS),
