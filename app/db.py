@@ -22,12 +22,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from app.errors import StorageUnavailable
+from app.database_file import Identity, identity
+from app.errors import StorageDamaged, StorageFull, StorageUnavailable
 from app.failpoints import failpoint
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # How long a writer waits before it looks again whether it is its turn.
 LOOK_AGAIN_S = (0.002, 0.006)
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
 class UtcTime(sa.TypeDecorator[datetime]):
@@ -72,6 +74,11 @@ class Database:
     read_engine: sa.Engine
     write_engine: sa.Engine
 
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; null where a server keeps the jobs."""
+        return _file(self.write_engine.url)
+
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         with _named_errors(), self.read_engine.begin() as connection:
@@ -98,9 +105,10 @@ def connect(url: str, *, busy_timeout_s: float = 5.0) -> Database:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        opened: list[Identity | None] = []
         return Database(
-            _sqlite_engine(parsed, busy_timeout_s, is_writing=False),
-            _sqlite_engine(parsed, busy_timeout_s, is_writing=True),
+            _sqlite_engine(parsed, busy_timeout_s, opened, is_writing=False),
+            _sqlite_engine(parsed, busy_timeout_s, opened, is_writing=True),
         )
     engine = _postgres_engine(parsed, busy_timeout_s)
     reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -135,8 +143,13 @@ def _postgres_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
     return engine
 
 
-def _sqlite_engine(url: sa.URL, busy_timeout_s: float, *, is_writing: bool) -> sa.Engine:
+def _sqlite_engine(
+    url: sa.URL, busy_timeout_s: float, opened: list[Identity | None], *, is_writing: bool
+) -> sa.Engine:
+    """opened: the file as it was first opened, noted by the first connection of all engines."""
     engine = sa.create_engine(url, json_serializer=_to_json)
+
+    path = _file(url)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
@@ -160,15 +173,27 @@ def _sqlite_engine(url: sa.URL, busy_timeout_s: float, *, is_writing: bool) -> s
                 )
         if is_writing:
             connection.execute("PRAGMA busy_timeout=0").fetchone()  # begins by `_begin_immediate`
+        if path is not None and not opened:
+            opened.append(identity(path))
 
     @event.listens_for(engine, "begin")
     def start(connection: sa.Connection) -> None:
+        if path is not None and identity(path) != opened[0]:
+            raise StorageDamaged(
+                f"{path.name} was removed or replaced while the service runs.",
+                "Nothing is written any more. Put the file back, or restart the service.",
+            )
         if is_writing:
             _begin_immediate(connection, busy_timeout_s)
         else:
             connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _file(url: sa.URL) -> Path | None:
+    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    return Path(str(url.database)) if is_file else None
 
 
 def _begin_immediate(connection: sa.Connection, busy_timeout_s: float) -> None:
@@ -199,10 +224,21 @@ def _named_errors() -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         if not _is_storage(error):
             raise
-        raise StorageUnavailable(
-            f"The database did not answer: {str(error.orig).strip().splitlines()[0]}.",
-            "Nothing was changed. Try again; if it stays, look for another program that holds the database.",
-        ) from error
+        raise _named(error) from error
+
+
+def _named(error: sa.exc.DBAPIError) -> StorageUnavailable:
+    code = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
+    message = f"The database did not answer: {str(error.orig).strip().splitlines()[0]}."
+    # A quota and a limit on file sizes look like a failed write; 53100 is PostgreSQL's full disk.
+    if code in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "53100"):
+        return StorageFull(message, "Nothing was changed. Free space on the disk of the database; try again.")
+    if code.startswith(_DAMAGED):
+        return StorageDamaged(message, "Nothing is written. Restart the service: it says what to do.")
+    return StorageUnavailable(
+        message,
+        "Nothing was changed. Try again; if it stays, look for another program that holds the database.",
+    )
 
 
 def _is_storage(error: sa.exc.DBAPIError) -> bool:
@@ -210,7 +246,7 @@ def _is_storage(error: sa.exc.DBAPIError) -> bool:
     if isinstance(error, sa.exc.OperationalError) or error.connection_invalidated:
         return True
     # A damaged or foreign SQLite file is a plain DatabaseError.
-    return getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+    return getattr(error.orig, "sqlite_errorname", "").startswith(_DAMAGED)
 
 
 def _to_json(value: Any) -> str:

@@ -66,6 +66,18 @@ class StorageUnavailable(ServiceError):
     status, code = 503, "storage_unavailable"
 
 
+class StorageFull(StorageUnavailable):
+    """The disk of the database is full."""
+
+    status, code = 507, "storage_full"
+
+
+class StorageDamaged(StorageUnavailable):
+    """The database file is damaged, or not the one the service began with."""
+
+    code = "storage_damaged"
+
+
 def shown(text: object, limit: int = 64) -> str:
     """Quote user input for a message: one line, printable, at most `limit` characters."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text)[: limit + 1])

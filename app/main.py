@@ -35,6 +35,7 @@ from app.api import (
     system,
 )
 from app.api.services import Services
+from app.database_file import refuse_damaged
 from app.db import connect
 from app.errors import StorageUnavailable
 from app.jobs.files import Paths
@@ -175,9 +176,14 @@ def serve(settings: Settings) -> None:
 
 
 def _wait_for_schema(services: Services) -> None:
+    file = services.database.file
     try:
+        if file is not None and file.exists():
+            refuse_damaged(file, services.paths.database_backup())
         migrate.wait_for_head(services.database, timeout_s=SCHEMA_WAIT_S)
-    except (migrate.WrongSchema, StorageUnavailable) as error:
+    except StorageUnavailable as error:
+        raise SystemExit(f"saimp api: {error.message} {error.hint or ''}") from error
+    except migrate.WrongSchema as error:
         raise SystemExit(f"saimp api: {error}") from error
 
 

@@ -12,7 +12,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import migrations
+from app.database_file import refuse_damaged
 from app.db import Database, connect
+
+MIGRATION_LOCK = 0x5A1319  # any number, the same for all
 
 
 class WrongSchema(Exception):
@@ -34,8 +37,11 @@ def current(database: Database) -> str | None:
 
 def upgrade(database: Database) -> None:
     """Bring the database to the newest version, in one transaction. Raises WrongSchema if it is newer."""
-    refuse_newer(database)
     with database.writing() as connection:
+        if connection.dialect.name == "postgresql":
+            # Two that start at once: the second waits, and finds nothing left to do.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+        _refuse_newer(MigrationContext.configure(connection).get_current_revision())
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -43,7 +49,10 @@ def upgrade(database: Database) -> None:
 
 def refuse_newer(database: Database) -> None:
     """Raise WrongSchema when the database was made by a version of the product this one does not know."""
-    revision = current(database)
+    _refuse_newer(current(database))
+
+
+def _refuse_newer(revision: str | None) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if revision is not None and revision not in known:
         raise WrongSchema(
@@ -65,10 +74,15 @@ def wait_for_head(
         sleep(0.1)
 
 
-def migrate(url: str) -> None:
-    """Open the database at a URL and bring it to the newest version."""
+def migrate(url: str, backup: Path) -> None:
+    """Open the database at a URL and bring it to the newest version; a damaged file is left as it is.
+
+    backup: where its last copy would be. Raises WrongSchema, StorageUnavailable.
+    """
     database = connect(url)
     try:
+        if database.file is not None and database.file.exists():
+            refuse_damaged(database.file, backup)
         upgrade(database)
     finally:
         database.dispose()

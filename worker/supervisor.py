@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from typing import IO, Any
 
 import psutil
 
+from app.database_file import back_up, network_file_system, refuse_damaged
 from app.db import connect
-from app.errors import ServiceError, StorageUnavailable
+from app.errors import ServiceError, StorageDamaged, StorageUnavailable
 from app.failpoints import failpoint
 from app.jobs import queue
 from app.jobs.champion import crown
@@ -45,6 +47,7 @@ from worker.telemetry import Gpu, Sampler, machine
 IDLE_WAIT_S = 0.2
 BUSY_WAIT_S = 0.05
 BEAT_S = 5.0
+BACKUP_LOOK_S = 600.0
 GPU_WAIT_S = 10.0
 GIVE_UP_S = 45.0
 LAST_JOBS = 50
@@ -76,6 +79,7 @@ class Supervisor:
         self._owner = whoami()
         self._slot = slot_of(self._paths.worker_slot())
         self._beaten = -BEAT_S
+        self._backup_looked = float("-inf")
         self._claim: Claim | None = None  # held, its runner not yet started
         self._log_name: str | None = None  # made for it, and not yet committed
         self._stopping_since: float | None = None
@@ -152,6 +156,7 @@ class Supervisor:
                     self._put_back_orphans()
                 self._claim = self._queue.claim(self._owner, self._slot)
             if self._claim is None:
+                self._back_up()
                 return IDLE_WAIT_S
             self.attempt = self._begin(self._claim)
         except StorageUnavailable as error:
@@ -186,6 +191,19 @@ class Supervisor:
             self._resume_where_there_is_room()
         except StorageUnavailable as error:
             self._say(f"database: {error.message}")
+
+    def _back_up(self) -> None:
+        """Copy the database once a day, while there is nothing else to do."""
+        file = self._queue.database.file
+        if file is None or self._clock() - self._backup_looked <= BACKUP_LOOK_S:
+            return
+        self._backup_looked = self._clock()
+        try:
+            back_up(file, self._paths.database_backup())
+        except StorageDamaged as error:
+            self._say(f"database: {error.message} {error.hint}")
+        except (OSError, sqlite3.Error) as error:
+            self._say(f"database: it could not be backed up: {error}")
 
     def _resume_where_there_is_room(self) -> None:
         """Let jobs that paused for a full disk go on once what they need is free."""
@@ -376,9 +394,16 @@ def _serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
+        if (file := database.file) is not None and file.exists():
+            refuse_damaged(file, Paths(settings.data_root, settings.logs_root).database_backup())
+            if (kind := network_file_system(file)) is not None:
+                say(f"warning: the database lies on a network file system ({kind}), where locks are not safe")
         wait_for_head(database, timeout_s=10.0)
         supervisor.arrive()
-    except (WrongSchema, StorageUnavailable) as error:
+    except StorageUnavailable as error:
+        print(f"worker: {error.message} {error.hint or ''}", file=sys.stderr)
+        return 1
+    except WrongSchema as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
     gpu = machine(Gpu())

@@ -103,9 +103,10 @@ def _service_error(_request: Request, error: Exception) -> Response:
     title = (type(error).__doc__ or error.code).strip().splitlines()[0]
     if isinstance(error, StorageUnavailable):
         _log.warning("%s", error.message)  # it may name files and hosts: not for the answer
-        return problem(503, error.code, title, hint=error.hint, headers={"Retry-After": str(RETRY_AFTER_S)})
-    headers: Mapping[str, str] | None = getattr(error, "headers", None)
-    return problem(error.status, error.code, title, error.message, error.hint, error.problems, headers)
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        return problem(error.status, error.code, title, hint=error.hint, headers=headers)
+    given: Mapping[str, str] | None = getattr(error, "headers", None)
+    return problem(error.status, error.code, title, error.message, error.hint, error.problems, given)
 
 
 def _validation_error(request: Request, error: Exception) -> Response:

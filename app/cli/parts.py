@@ -57,12 +57,15 @@ def migrate(
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     from app.errors import StorageUnavailable  # noqa: PLC0415
+    from app.jobs.files import Paths  # noqa: PLC0415
     from app.migrate import WrongSchema  # noqa: PLC0415
     from app.migrate import migrate as run  # noqa: PLC0415
 
     try:
-        run(settings.database)
-    except (WrongSchema, StorageUnavailable) as error:
+        run(settings.database, Paths(settings.data_root, settings.logs_root).database_backup())
+    except StorageUnavailable as error:
+        say_error(error.message, error.hint)
+    except WrongSchema as error:
         say_error(str(error))
     except (SQLAlchemyError, OSError) as error:
         why = str(error).splitlines()[0]

@@ -24,6 +24,9 @@ class Paths:
     def best(self, job_id: str) -> Path:
         return self.job(job_id) / BEST_NAME
 
+    def database_backup(self) -> Path:
+        return self.data_root / "saimp-backup.db"
+
     def champion(self) -> Path:
         return self.data_root / BEST_NAME
 

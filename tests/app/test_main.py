@@ -53,7 +53,7 @@ def serving(root: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str]
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Make roots with a schema and a dataset."""
-    migrate(url(tmp_path))
+    migrate(url(tmp_path), tmp_path / "none.db")
     write_dataset(tmp_path / "data" / "demo")
     return tmp_path
 
@@ -157,7 +157,7 @@ def test_without_a_schema_it_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_it_waits_for_a_schema_that_is_on_its_way(tmp_path: Path) -> None:
-    timer = threading.Timer(1.0, migrate, [url(tmp_path)])
+    timer = threading.Timer(1.0, migrate, [url(tmp_path), tmp_path / "none.db"])
     timer.start()
     with serving(tmp_path) as (_, home):
         assert httpx2.get(f"{home}/jobs").status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,10 @@ def test_jobs_of_the_first_schema_keep_their_rows_and_their_order(empty: Pair) -
     taken = queue.claim(OWNER, SLOT)
     assert taken is not None
     assert taken.job_id == ids[0]
+
+
+def test_two_migrations_at_once_make_one_schema() -> None:
+    with fresh_database(is_migrated=False) as database, ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(migrate.upgrade, database) for _ in range(4)]:
+            done.result()
+        assert migrate.current(database) == migrate.head()

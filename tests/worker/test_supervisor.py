@@ -15,7 +15,7 @@ from app.jobs.queue import Queue
 from app.jobs.states import Status
 from tests.worker.fakes import Bench, make_bench
 from worker.death import cause_of_death, oom_kills
-from worker.engine.events import CheckpointSaved, Ended, PhaseChanged, Tested
+from worker.engine.events import CheckpointSaved, Ended, PhaseChanged, Tested, Warned
 from worker.supervisor import GIVE_UP_S, slot_of
 
 DONE = Ended("completed", "Trained.")
@@ -45,6 +45,31 @@ def test_a_database_that_is_away_costs_an_attempt_nothing(
     bench.dies()
     row = bench.row(job_id)
     assert (row.status, row.best_epoch) == (Status.SUCCEEDED, 1)
+
+
+def test_an_end_that_finds_the_database_full_is_recorded_when_there_is_room(bench: Bench) -> None:
+    job_id = bench.begin()
+    with bench.queue.database.writing() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+    told = ["x" * 60_000 + str(number) for number in range(40)]
+    for message in told:
+        bench.says(Warned("verbose", message))
+    bench.says(bench.best(1, 1.0), DONE)
+    bench.dies()
+    bench.pass_time(600)
+    assert bench.row(job_id).status == Status.RUNNING
+    with bench.queue.database.write_engine.connect() as connection:
+        connection.connection.dbapi_connection.execute("PRAGMA max_page_count=1000000")  # type: ignore[union-attr]
+    bench.supervisor.turn()
+    row = bench.row(job_id)
+    assert (row.status, row.best_epoch) == (Status.SUCCEEDED, 1)
+    assert [e.data["message"] for e in bench.queue.events(job_id) if e.kind == "warning"] == told
+
+
+def test_an_idle_worker_keeps_a_copy_of_the_database(bench: Bench) -> None:
+    bench.supervisor.turn()
+    assert bench.paths.database_backup().exists()
 
 
 def test_a_claim_whose_answer_was_lost_is_put_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

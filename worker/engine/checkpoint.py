@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -53,8 +54,20 @@ def write(
 ) -> Written:
     """Save tensors to an immutable file `{stem}-{sha256[:16]}{suffix}`: whole and durable, or not there.
 
-    is_abandoned: asked as it goes; raises Abandoned.
+    is_abandoned: asked as it goes; raises Abandoned. A failed fsync is never repeated, since the kernel has
+    dropped the pages by then: all is written once more, to a new file.
     """
+    try:
+        return _write(content, directory, stem, suffix, is_abandoned)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    return _write(content, directory, stem, suffix, is_abandoned)
+
+
+def _write(
+    content: Any, directory: Path, stem: str, suffix: str, is_abandoned: Callable[[], bool]
+) -> Written:
     unnamed = directory / f".{stem}.tmp"
     kind = stem.partition("-")[0]
     failpoint(f"{kind}.before_write")

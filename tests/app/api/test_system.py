@@ -56,6 +56,32 @@ def test_a_database_that_does_not_answer_is_a_503_that_tells_nothing(api: Servic
     assert "no such table" not in answer.text
 
 
+def test_a_full_disk_is_a_507_and_what_is_there_can_be_read(api: Service) -> None:
+    job_id = api.job()
+    with api.services.database.writing() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+    for _ in range(1000):
+        answer = api.client.post("/jobs", json={"data": {"path": "demo"}})
+        if answer.status_code != 201:
+            break
+    assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+    assert "Free space" in answer.json()["hint"]
+    assert api.client.get(f"/jobs/{job_id}").status_code == 200
+    assert api.client.get("/jobs").status_code == 200
+
+
+def test_a_database_that_was_replaced_is_a_503_until_it_is_back(api: Service) -> None:
+    job_id = api.job()
+    path = api.services.database.file
+    assert path is not None
+    path.rename(path.with_name("aside.db"))
+    answer = api.client.post("/jobs", json={"data": {"path": "demo"}})
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_damaged")
+    path.with_name("aside.db").replace(path)
+    assert api.client.get(f"/jobs/{job_id}").status_code == 200
+
+
 def test_a_fault_of_ours_is_a_problem_without_its_insides(
     api: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,31 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="No space left"):
         save(nn.Linear(3, 2), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_failed_fsync_is_not_repeated_but_the_file_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    asked: list[int] = []
+    fsync = os.fsync
+
+    def fail(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".tmp"):
+            asked.append(fd)
+            if len(asked) <= failures:
+                raise OSError(errno.EIO, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr("os.fsync", fail)
+    if failures == 1:
+        best = save(nn.Linear(3, 2), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [best.name]
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            save(nn.Linear(3, 2), tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    assert len(asked) == 2
 
 
 def test_each_better_epoch_is_saved_and_loads_into_the_plain_model(tmp_path: Path) -> None:
