@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from app.failpoints import failpoint
@@ -18,7 +19,10 @@ from worker.engine.events import EpochDone, Event
 
 # Drawing takes a fifth of a second: epochs shorter than this share a picture.
 MIN_S = 1.0
-TRAIN, VAL, BEST = "#5b8ff9", "#e8684a", "#2f9e44"
+# With more epochs than this, dots would hide the line.
+MAX_MARKED = 40
+TRAIN, VAL, BEST = "#3b6fd4", "#e0572f", "#1f8a3b"
+INK, MUTED, LINE = "#22252a", "#6b7280", "#e3e6ea"
 
 
 class Plot:
@@ -59,7 +63,7 @@ class Plot:
 
 def draw(curve: Sequence[Point], title: str) -> Figure:
     """Draw loss and accuracy over the epochs; the last epoch that was best carries the mark."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     losses, accuracies = figure.subplots(1, 2)
     numbers = [point.epoch for point in curve]
     _curves(losses, "Loss", numbers, [p.train_loss for p in curve], [p.val_loss for p in curve])
@@ -68,13 +72,13 @@ def draw(curve: Sequence[Point], title: str) -> Figure:
     )
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
     best = next((point for point in reversed(curve) if point.is_best), None)
-    if best is not None and best.val_loss is not None and best.val_accuracy is not None:
-        _mark(losses, best.epoch, best.val_loss, f"best: epoch {best.epoch}, {best.val_loss:.4f}")
-        _mark(accuracies, best.epoch, best.val_accuracy, f"best: {best.val_accuracy:.1%}")
+    if best is not None:
+        _mark(losses, best.epoch, best.val_loss, "best: epoch {}, {:.4f}")
+        _mark(accuracies, best.epoch, best.val_accuracy, "best: epoch {}, {:.1%}")
     for axes in (losses, accuracies):
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.6)
     # A name is the user's text: never mathtext.
-    figure.suptitle(title, parse_math=False, fontsize=11)
+    figure.suptitle(title, parse_math=False, fontsize=10, color=MUTED, x=0.01, ha="left")
     return figure
 
 
@@ -92,16 +96,31 @@ def _curves(
     # A single point needs a marker to be seen; a value that is not finite leaves a gap.
     for label, values, colour in (("train", train, TRAIN), ("validation", val, VAL)):
         shown = [math.nan if value is None or not math.isfinite(value) else value for value in values]
-        axes.plot(numbers, shown, marker="o", markersize=4, color=colour, label=label)
-    axes.set_title(name)
-    axes.set_xlabel("epoch")
+        marker = "o" if len(shown) <= MAX_MARKED else None
+        axes.plot(numbers, shown, color=colour, label=label, linewidth=1.8, marker=marker, markersize=4)
+    axes.set_title(name, loc="left", fontsize=12, fontweight="bold", color=INK)
+    axes.set_xlabel("epoch", color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.1)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, length=0, labelsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
 
 
-def _mark(axes: Axes, epoch: int, value: float, label: str) -> None:
-    if math.isfinite(value):
-        axes.plot(
-            [epoch], [value], marker="*", markersize=15, color=BEST, linestyle="none", label=label, zorder=5
-        )
+def _mark(axes: Axes, epoch: int, value: float | None, label: str) -> None:
+    if value is None or not math.isfinite(value):
+        return
+    axes.axvline(epoch, color=BEST, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+    axes.plot(
+        [epoch],
+        [value],
+        color=BEST,
+        label=label.format(epoch, value),
+        linestyle="none",
+        marker="*",
+        markersize=15,
+        markeredgecolor="white",
+        zorder=5,
+    )

@@ -38,7 +38,7 @@ def point(val_loss: float | None, is_best: bool = False) -> Point:
 )
 def test_sparse_and_broken_series_are_drawn(curve: list[Point]) -> None:
     figure = draw(curve, "x")
-    assert [axes.get_title() for axes in figure.axes] == ["Loss", "Accuracy"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy"]
 
 
 def test_a_name_is_never_read_as_mathematics(tmp_path: Path) -> None:
