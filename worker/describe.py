@@ -1,8 +1,8 @@
-"""`python -m worker.describe`: the size of a model, without training it.
+"""`python -m worker.describe`: the size of a model and of its steps, without training it.
 
-Reads {"model": ..., "window": T, "shape": [...], "num_classes": K, "allowed_prefixes": [...]}
-on stdin, writes {"parameters": n,
-"flops_per_sample": n} on stdout. A process of its own, so that the API never loads torch.
+Reads {"config": ..., "precision": ..., "shape": [...], "num_classes": K, "allowed_prefixes": [...], "cuts":
+[[batch, sharing, recomputing], ...]} on stdin, writes {"parameters": n, "flops_per_sample": n, "step_bytes":
+[n of each cut], "batch_layers": [...]} on stdout. A process of its own, so that the API never loads torch.
 """
 
 from __future__ import annotations
@@ -13,18 +13,55 @@ from typing import Any
 
 import torch
 
-from worker.models.base import num_parameters
+from app.jobs.config import CustomConfig, JobRequest
+from worker.engine.resolve import Resolved
+from worker.memory import step_bytes
+from worker.models.base import batch_layers, num_parameters
 from worker.models.build import build_model, flops_per_sample
-from worker.models.load import MODEL_CONFIG
 
 
-def describe(question: dict[str, Any]) -> dict[str, int | None]:
-    """Count a model's parameters, and the operations of one window's forward pass."""
-    config = MODEL_CONFIG.validate_json(json.dumps(question["model"]))
-    sizes = {key: question[key] for key in ("window", "shape", "num_classes", "allowed_prefixes")}
+def describe(question: dict[str, Any]) -> dict[str, Any]:
+    """Measure a model: parameters, operations of one window's forward pass, memory of each cut of a step."""
+    request = JobRequest.model_validate_json(json.dumps(question["config"]))
+    sizes = {key: question[key] for key in ("shape", "num_classes", "allowed_prefixes")}
     with torch.device("meta"):
-        parameters = num_parameters(build_model(config, **sizes))
-    return {"parameters": parameters, "flops_per_sample": flops_per_sample(config, **sizes)}
+        model = build_model(request.model, window=request.data.window, **sizes)
+    return {
+        "parameters": num_parameters(model),
+        "flops_per_sample": flops_per_sample(request.model, window=request.data.window, **sizes),
+        "step_bytes": [
+            _step_bytes(request, _resolved(request, question["precision"], *cut), sizes)
+            for cut in question["cuts"]
+        ],
+        "batch_layers": batch_layers(model),
+    }
+
+
+def _resolved(
+    request: JobRequest, precision: Any, batch_size: int, is_sharing: bool, is_recomputing: bool
+) -> Resolved:
+    return Resolved(
+        device="cpu",
+        precision=precision,
+        threads=1,
+        batch_size=batch_size,
+        nominal_batch=batch_size,
+        effective_batch=request.training.samples_per_step,
+        eval_batch_size=1,
+        class_weights=None,
+        share_rows=is_sharing,
+        activation_checkpointing=is_recomputing,
+    )
+
+
+def _step_bytes(request: JobRequest, resolved: Resolved, sizes: dict[str, Any]) -> int | None:
+    try:
+        return step_bytes(request, resolved, **sizes)
+    except Exception:
+        # Code of others, in a world without numbers: anything may happen.
+        if isinstance(request.model, CustomConfig):
+            return None
+        raise
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from app.datasets.split import SplitPlan, plan_split
 from app.errors import InvalidData
 from app.failpoints import failpoint
 from app.jobs.config import JobRequest, canonical, config_hash
+from app.jobs.sizes import batch_statistics
 from app.jobs.states import ENDINGS, Status
 from worker.assignment import Assignment, Order, Weights
 from worker.engine.errors import (
@@ -57,7 +58,7 @@ from worker.engine.resume import restore
 from worker.engine.run import Memory, Run, build_run
 from worker.engine.samples import Splits
 from worker.entry import Orders
-from worker.models.base import num_parameters
+from worker.models.base import batch_layers, num_parameters
 from worker.models.build import flops_per_sample
 from worker.models.normalizer import Scaling
 from worker.publish import write_sidecar
@@ -190,6 +191,8 @@ class _Attempt:
             yield Warned("non_finite", f"{found.num_bad_rows} rows hold features that are not finite.")
         resolved = _resolved(self._assignment, request, plan)
         run = _build(self._assignment, request, dataset, found, resolved)
+        if (warning := batch_statistics(batch_layers(run.model))) is not None:
+            yield Warned(*warning)
         yield Prepared(
             {**asdict(resolved), **_resolved_besides(resolved, dataset, plan)},
             plan_document(request, plan, _model_size(self._assignment, request, dataset, plan, run)),

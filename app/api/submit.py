@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from app.api.explain import read_job, remainder
@@ -10,8 +9,9 @@ from app.api.services import Services
 from app.errors import InvalidRequest, Problem
 from app.jobs.config import JobRequest
 from app.jobs.custom import custom_model_problems
-from app.jobs.model_size import UNKNOWN, model_size
+from app.jobs.foresight import Foresight, Gpu, foresee
 from app.jobs.queue import Row
+from app.jobs.sizes import UNKNOWN
 
 if TYPE_CHECKING:
     from app.datasets.preflight import Preflight
@@ -40,7 +40,7 @@ def admit(
     return services.queue.submit(
         request,
         data_fingerprint=data.dataset.fingerprint if data.dataset else None,
-        plan=_plan(request, data, UNKNOWN),
+        plan=_plan(request, data, Foresight(UNKNOWN)),
         warnings=_warnings(services, request, data),
         idempotency_key=key,
         parent_id=parent_id,
@@ -52,10 +52,14 @@ def plan(services: Services, value: Any, found: list[Problem]) -> dict[str, Any]
     """Say what the job a body describes would do. Raises InvalidRequest with every problem."""
     request, problems = read_job(value, found)
     request, data = _checked(services, value, request, problems)
+    foresight = _foresight(services, request, data)
+    if foresight.problems:
+        raise InvalidRequest(problems=foresight.problems)
+    warnings = [{"code": code, "message": message} for code, message in foresight.warnings]
     return {
         "config": request.model_dump(mode="json"),
-        "warnings": _warnings(services, request, data),
-        **_plan(request, data, _model(services, request, data)),
+        "warnings": [*_warnings(services, request, data), *warnings],
+        **_plan(request, data, foresight),
     }
 
 
@@ -89,22 +93,39 @@ def _preflight(services: Services, request: JobRequest) -> Preflight:
     )
 
 
-def _plan(request: JobRequest, data: Preflight, model: Mapping[str, int | None]) -> dict[str, Any]:
+def _plan(request: JobRequest, data: Preflight, foresight: Foresight) -> dict[str, Any]:
     from app.datasets.preflight import plan_document  # noqa: PLC0415
 
-    return plan_document(request, data.plan, model)
+    return plan_document(
+        request,
+        data.plan,
+        foresight.sizes.model(),
+        seconds_per_epoch=foresight.seconds_per_epoch,
+        memory_bytes=foresight.memory_bytes,
+    )
 
 
-def _model(services: Services, request: JobRequest, data: Preflight) -> Mapping[str, int | None]:
+def _foresight(services: Services, request: JobRequest, data: Preflight) -> Foresight:
     if data.dataset is None or data.plan is None:
-        return UNKNOWN
-    return model_size(
-        request.model,
-        window=request.data.window,
+        return Foresight(UNKNOWN)
+    return foresee(
+        request,
         shape=data.dataset.features.shape,
         num_classes=data.plan.num_classes,
+        num_windows=data.plan.train.windows,
+        gpu=None if request.device == "cpu" else _gpu(services),
+        past=services.queue.trained(request.model.name),
         custom_prefixes=services.settings.custom_prefixes,
     )
+
+
+def _gpu(services: Services) -> Gpu | None:
+    """Find the GPU of a worker, as far as it has said."""
+    for worker in services.queue.workers():
+        machine = worker.machine
+        if machine.get("gpu") and machine.get("vram_total"):
+            return Gpu(machine["gpu"], int(machine["vram_total"] * services.settings.vram_fraction))
+    return None
 
 
 def _warnings(services: Services, request: JobRequest, data: Preflight) -> list[dict[str, str]]:

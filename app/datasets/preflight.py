@@ -82,11 +82,16 @@ def plan_view(plan: SplitPlan | None) -> dict[str, Any]:
 
 
 def plan_document(
-    request: JobRequest, plan: SplitPlan | None, model: Mapping[str, int | None]
+    request: JobRequest,
+    plan: SplitPlan | None,
+    model: Mapping[str, int | None],
+    *,
+    seconds_per_epoch: float | None = None,
+    memory_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Render what a job would do, as it is stored and shown: classes, model, splits, training.
 
-    model: {"parameters", "flops_per_sample"}, null where not known.
+    model: {"parameters", "flops_per_sample"}; whatever is not known is null.
     """
     effective_batch = request.training.samples_per_step
     return {
@@ -96,8 +101,8 @@ def plan_document(
         "training": {
             "effective_batch": effective_batch,
             "steps_per_epoch": -(-plan.train.windows // effective_batch) if plan else None,
-            "seconds_per_epoch": None,
-            "memory_bytes": None,
+            "seconds_per_epoch": seconds_per_epoch,
+            "memory_bytes": memory_bytes,
         },
     }
 

@@ -200,27 +200,30 @@ def build_run(
     clock: Callable[[], float] = time.monotonic,
     custom_prefixes: Sequence[str] = (),
     scaling: Scaling | None = None,
+    model: SequenceModel | None = None,
 ) -> Run:
     """Set this process up for one job and build its run: seeded, on its device, nothing trained yet.
 
     shape: of one row; directory: where best checkpoints are written; sidecar: what the engine cannot know
     about a best checkpoint (classes, versions, fingerprint, comparison key); dtype: of weights and losses,
     float64 for reference runs; clock: when resume checkpoints are due; custom_prefixes: modules that custom
-    models may come from; scaling: how features are normalised, kept in the model.
+    models may come from; scaling: how features are normalised, kept in the model; model: taken as it is, when
+    given.
     """
     device = torch.device(resolved.device)
     _set_up_process(request, resolved, device, vram_fraction)
     torch.manual_seed(request.training.seed)
-    model = build_model(
-        request.model,
-        window=request.data.window,
-        shape=shape,
-        num_classes=num_classes,
-        allowed_prefixes=custom_prefixes,
-    )
-    if scaling is not None:
-        model = Normalized(model, scaling)
-    model = model.to(device=device, dtype=dtype)
+    if model is None:
+        model = build_model(
+            request.model,
+            window=request.data.window,
+            shape=shape,
+            num_classes=num_classes,
+            allowed_prefixes=custom_prefixes,
+        )
+        if scaling is not None:
+            model = Normalized(model, scaling)
+        model = model.to(device=device, dtype=dtype)
     training = request.training
     parameters = list(model.parameters())
     masks = Masks(training.seed) if training.deterministic else None

@@ -187,7 +187,7 @@ def _accumulate(run: Run, samples: Batch, factors_S: Tensor) -> Generator[Tick, 
         with run.precision.autocast():
             embedded_RD = run.passes.encode(rows_RF)
         # Full precision: up to T windows add their gradients to one row.
-        shared = _Shared(embedded_RD.to(run.dtype), part, run.micro_batch)
+        shared = Shared(embedded_RD.to(run.dtype), part, run.micro_batch)
         while (windows_BTD := shared.next_windows()) is not None:
             failpoint("train.micro_batch")
             labels_B, factors_B = next(cut)
@@ -205,7 +205,7 @@ def _accumulate(run: Run, samples: Batch, factors_S: Tensor) -> Generator[Tick, 
     return Counted(torch.cat(losses), torch.cat(logits).argmax(dim=-1), labels_S)
 
 
-class _Shared:
+class Shared:
     """Encoded rows that the windows of several micro-batches share, and the gradients these add to them.
 
     The graph behind the rows is walked once, when every micro-batch has been. A part of one micro-batch is

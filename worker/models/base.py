@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SequenceModel(nn.Module, ABC):
@@ -62,6 +63,15 @@ def gather_windows(embedded_RD: Tensor, starts_B: Tensor, window: int, is_dense:
     index_BT = starts_B.unsqueeze(1) + torch.arange(window, device=starts_B.device)
     # The backward of `embedding` sums in a fixed order on CUDA, that of `index_select` does not.
     return F.embedding(index_BT.to(embedded_RD.device, non_blocking=True), embedded_RD)
+
+
+def batch_layers(model: nn.Module) -> list[str]:
+    """Name the layers whose output for a sample depends on the samples beside it: batch statistics."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) or getattr(module, "track_running_stats", False)
+    ]
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -138,6 +138,33 @@ class Reading(Door):
                     return found
         return None
 
+    def trained(self, model: str, limit: int = 20) -> Sequence[Row]:
+        """List the last jobs of a model that have trained an epoch, the newest first.
+
+        Each: config, resolved, windows (of the training split), epoch_s (mean duration), vram_peak (null
+        without a GPU), has_descended (whether it ran out of memory).
+        """
+        epochs = (
+            sa.select(
+                epoch_row.c.job_id,
+                sa.func.avg(epoch_row.c.duration_s).label("epoch_s"),
+                sa.func.max(epoch_row.c.vram_peak).label("vram_peak"),
+            )
+            .group_by(epoch_row.c.job_id)
+            .subquery()
+        )
+        descended = sa.exists().where(event.c.job_id == job.c.id, event.c.kind == "oom_recovered")
+        columns = (job.c.config, job.c.resolved, _WORK[1], epochs.c.epoch_s, epochs.c.vram_peak)
+        with self.database.reading() as connection:
+            return connection.execute(
+                sa.select(*columns, descended.label("has_descended"))
+                .join(epochs, epochs.c.job_id == job.c.id)
+                .where(job.c.config[("model", "name")].as_string() == model)
+                .where(job.c.resolved.is_not(None), epochs.c.epoch_s.is_not(None))
+                .order_by(job.c.id.desc())
+                .limit(limit)
+            ).all()
+
     def waits_for(self, job_id: str) -> Sequence[str]:
         """List the dependencies of a job that have not succeeded yet."""
         with self.database.reading() as connection:

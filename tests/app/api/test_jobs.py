@@ -78,9 +78,12 @@ def test_a_dry_run_plans_and_queues_nothing(api: Service) -> None:
 def test_a_dry_run_knows_the_size_of_the_model(api: Service) -> None:
     config = MlpConfig(d_model=8, hidden=8)
     body = {**DEMO, "model": config.model_dump()}
-    found = api.client.post("/jobs?dry_run=true", json=body).json()["model"]
+    plan = api.client.post("/jobs?dry_run=true", json=body).json()
     model = build_model(config, window=32, shape=(4,), num_classes=4)
-    assert found == {
+    # Weights, gradients and two moments at the least, as float32.
+    assert plan["training"]["memory_bytes"] > 4 * 4 * plan["model"]["parameters"]
+    assert plan["training"]["seconds_per_epoch"] is None
+    assert plan["model"] == {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_sample": flops_per_sample(config, window=32, shape=(4,), num_classes=4),
     }

@@ -24,6 +24,18 @@ class Windows(nn.Module):
         return logits_BK
 
 
+class Normalised(Windows):
+    """One whose numbers depend on which windows share a micro-batch."""
+
+    def __init__(self, window: int, shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__(window, shape, num_classes)
+        self.norm = nn.BatchNorm1d(num_classes)
+
+    def forward(self, x_BTF: Tensor) -> Tensor:
+        logits_BK: Tensor = self.norm(super().forward(x_BTF))
+        return logits_BK
+
+
 class Rows(SequenceModel):
     """A model in the house's own terms."""
 
