@@ -8,11 +8,12 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.api import openapi, schemas, views
 from app.api.etags import matches, not_modified
@@ -138,9 +139,7 @@ def _answer(request: Request, row: Row, file: BufferedReader) -> Response:
         return Response(
             status_code=206 if span else 200, headers=headers, media_type="application/octet-stream"
         )
-    return StreamingResponse(
-        _blocks(file, start, end), 206 if span else 200, headers, media_type="application/octet-stream"
-    )
+    return _FileResponse(file, start, end, 206 if span else 200, headers)
 
 
 def _range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
@@ -167,9 +166,24 @@ def _range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+class _FileResponse(StreamingResponse):
+    """Bytes start .. end - 1 of an open file, which is closed whenever the client leaves."""
+
+    def __init__(
+        self, file: BufferedReader, start: int, end: int, status: int, headers: Mapping[str, str]
+    ) -> None:
+        self._file = file
+        super().__init__(_blocks(file, start, end), status, headers, media_type="application/octet-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()  # the generator of its blocks may live on until the next garbage collection
+
+
 def _blocks(file: BufferedReader, start: int, end: int) -> Iterator[bytes]:
-    with file:
-        file.seek(start)
-        while start < end and (block := file.read(min(_BLOCK, end - start))):
-            start += len(block)
-            yield block
+    file.seek(start)
+    while start < end and (block := file.read(min(_BLOCK, end - start))):
+        start += len(block)
+        yield block

@@ -110,11 +110,27 @@ def test_a_stopped_runner_is_cancelled_all_the_same(site: Site) -> None:
     assert ended(site.queue, job_id).status == Status.CANCELLED
 
 
-def test_a_graceful_stop_puts_the_job_back_and_costs_no_crash(tmp_path: Path, queue: Queue) -> None:
+def test_a_runner_goes_first_when_memory_is_short_and_shows_its_stacks_when_asked(site: Site) -> None:
+    job_id = submit(site.queue, **ENDLESS)
+    pid = runner_pid(site.queue, site.process, job_id)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "800"
+    os.kill(pid, signal.SIGUSR1)
+    row = site.queue.get(job_id)
+    eventually(lambda: "most recent call first" in log_of(site.root, row), what="the stacks in the log")
+    site.queue.cancel(job_id)
+    assert ended(site.queue, job_id).status == Status.CANCELLED
+
+
+@pytest.mark.parametrize("way", ["sigterm", "ctrl_c"])
+def test_a_graceful_stop_puts_the_job_back_and_costs_no_crash(tmp_path: Path, queue: Queue, way: str) -> None:
     job_id = submit(queue, **ENDLESS)
     with worker(tmp_path) as process:
         runner_pid(queue, process, job_id)
-        assert process.stop() == 0
+        if way == "ctrl_c":  # a terminal signals its whole foreground group
+            os.killpg(process.popen.pid, signal.SIGINT)
+            assert process.popen.wait(30) == 0
+        else:
+            assert process.stop() == 0
     row = queue.get(job_id)
     assert (row.status, row.reason_code, row.crashes) == (Status.QUEUED, "preempted", 0)
     assert queue.workers() == []

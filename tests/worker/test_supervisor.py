@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import signal
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from app.errors import StorageUnavailable
 from app.jobs.queue import Queue
 from app.jobs.states import Status
 from tests.worker.fakes import Bench, make_bench
+from worker.attempt import PATIENCE_S
 from worker.death import cause_of_death, oom_kills
 from worker.engine.events import CheckpointSaved, Ended, PhaseChanged, Tested, Warned
 from worker.supervisor import GIVE_UP_S, slot_of
+from worker.telemetry import Vram
 
 DONE = Ended("completed", "Trained.")
 
@@ -138,6 +142,46 @@ def test_what_died_between_commit_and_publish_is_published_at_the_next_start(ben
         json.loads(bench.paths.champion().with_suffix(".json").read_text())["sha256"]
         == bench.row(job_id).best_sha256
     )
+
+
+@dataclass
+class HeldGpu:
+    """A GPU of which another process holds so much, in bytes."""
+
+    held: int
+    name = "A GPU"
+
+    def holders(self) -> dict[int, int]:
+        return {4711: self.held} if self.held else {}
+
+    def read(self) -> Vram:
+        return Vram(self.held, 12 * 2**30, None, None, None)
+
+
+def test_a_gpu_held_by_others_is_waited_for_and_named(bench: Bench) -> None:
+    gpu: Any = HeldGpu(8 * 2**30)
+    bench.supervisor._gpu = gpu
+    job_id = bench.begin()
+    row = bench.row(job_id)
+    assert (row.status, row.reason_code, row.crashes) == (Status.QUEUED, "gpu_busy", 0)
+    assert row.reason_message == "The GPU is held by process 4711 with 8.0 GB."
+    gpu.held = 0
+    bench.queue.now = lambda: row.run_after + timedelta(seconds=1)
+    bench.supervisor.turn()
+    assert bench.attempt.claim.job_id == job_id
+
+
+def test_a_runner_that_does_not_stop_is_killed_when_its_grace_is_over(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.supervisor.stopping = True
+    bench.supervisor.turn()
+    bench.pass_time(PATIENCE_S["preempt"] - 1)
+    assert (bench.runner.orders, bench.runner.kills) == (["preempt"], 0)
+    bench.pass_time(2)
+    assert bench.runner.kills == 1
+    bench.dies(-signal.SIGKILL)
+    assert bench.row(job_id).status == Status.QUEUED
+    assert bench.supervisor.is_idle
 
 
 def test_a_runner_that_hangs_after_its_last_word_is_ended(bench: Bench) -> None:

@@ -6,10 +6,13 @@ import base64
 import hashlib
 import io
 import os
+from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from PIL import Image
 
+from app.api.logfile import LogFile
 from app.jobs.files import sidecar
 from app.jobs.queue import Facts
 from tests.app.api.service import AT, Service
@@ -247,3 +250,30 @@ def test_what_cannot_be_promoted_says_why(api: Service) -> None:
     path.write_bytes(b"bit rot")
     refused = api.client.post(f"/jobs/{claim.job_id}/promote")
     assert (refused.status_code, refused.json()["code"]) == (409, "checkpoint_corrupt")
+
+
+def test_the_tail_of_a_gigabyte_is_read_from_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    with path.open("wb") as log:
+        log.truncate(2**30)
+        log.seek(0, io.SEEK_END)
+        log.write(b"\n" + b"line\n" * 100)
+    with path.open("rb") as file:
+        counting = Counting(file)
+        assert LogFile(counting).tail(20, 2**20).text == "line\n" * 20  # type: ignore[arg-type]
+    assert counting.bytes_read < 2**18
+
+
+class Counting:
+    """A file that counts what is read of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.bytes_read = file, 0
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self.bytes_read += len(content)
+        return content

@@ -80,6 +80,26 @@ def test_a_failed_fsync_is_not_repeated_but_the_file_is_written_anew(
     assert len(asked) == 2
 
 
+def test_the_content_is_durable_before_the_name_and_the_name_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(fd: int) -> None:
+        done.append("folder" if Path(os.readlink(f"/proc/self/fd/{fd}")).is_dir() else "file")
+        fsync(fd)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        done.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr("os.fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    save(nn.Linear(3, 2), tmp_path)
+    assert done == ["file", "rename", "folder"]
+
+
 def test_each_better_epoch_is_saved_and_loads_into_the_plain_model(tmp_path: Path) -> None:
     request = make_request(model=VIVIT, optimizer={"lr": 1e-2})
     events = train(make_run(request, directory=tmp_path, sidecar={"classes": ["n", "s", "l", "x"]}))
