@@ -28,23 +28,25 @@ class Standing:
     unmet: Mapping[str, Sequence[str]]  # dependencies that have not succeeded
     starts: Mapping[str, datetime]  # as far as can be told
     drained_at: datetime | None  # null: the queue is open
+    besides_s: Mapping[str, float]  # of running jobs: what an epoch takes besides training
 
 
 def standing(queue: Queue, rows: Sequence[Row]) -> Standing:
     """Look up what the rows that are queued wait for."""
     now = queue.now()
+    besides_s = {row.id: _besides_s(queue, row) for row in rows if row.status == Status.RUNNING}
     if all(row.status != Status.QUEUED for row in rows):
-        return Standing(now, {}, {}, {}, None)
+        return Standing(now, {}, {}, {}, None, besides_s)
     line, unmet, drained_at = queue.line(), queue.waiting(), queue.drained_at()
     places = {row.id: place for place, row in enumerate(line, 1)}
     soon = {} if drained_at else starts(line, _free_at(queue, now), queue.speeds(), skipped=unmet)
-    return Standing(now, places, unmet, soon, drained_at)
+    return Standing(now, places, unmet, soon, drained_at, besides_s)
 
 
 def _free_at(queue: Queue, now: datetime) -> list[datetime | None]:
     """Say when each slot gets free; null where nothing is measured yet."""
     running, _ = queue.page(statuses=[Status.RUNNING])
-    etas = {row.slot: progress(row)["eta_s"] for row in running}
+    etas = {row.slot: progress(row, _besides_s(queue, row))["eta_s"] for row in running}
     idle = [row.slot for row in queue.workers() if is_alive(row, now) and row.slot not in etas]
     busy = [None if eta_s is None else now + timedelta(seconds=eta_s) for eta_s in etas.values()]
     return [*(now for _ in idle), *busy]
@@ -64,7 +66,7 @@ def job(row: Row, where: Standing) -> dict[str, Any]:
         "attempt": row.attempt,
         "crashes": row.crashes,
         "queue": place(row, where),
-        "progress": progress(row),
+        "progress": progress(row, where.besides_s.get(row.id, 0.0)),
         "best": best(row),
         "test": test(row),
         "config": row.config,
@@ -120,16 +122,17 @@ def place(row: Row, where: Standing) -> dict[str, Any]:
     return {"position": position, "eta_start": where.starts.get(row.id) if position else None}
 
 
-def progress(row: Row) -> dict[str, Any]:
-    """Say how far a job is. Validation and saving are not counted in eta_s."""
+def progress(row: Row, besides_s: float = 0.0) -> dict[str, Any]:
+    """Say how far a job is. besides_s: what its last epoch took for validating and saving."""
     done = 0.0
     if row.epoch and row.epochs:
         part = min(1.0, (row.batch or 0) / row.batches) if row.batches else 0.0
         done = min(1.0, (row.epoch - 1 + part) / row.epochs)
     eta_s = None
     if row.status == Status.RUNNING and row.samples_per_s and row.epochs and row.batches:
-        nominal = TrainingConfig.model_construct(**row.config["training"]).nominal_batch
-        eta_s = round((1 - done) * row.epochs * row.batches * nominal / row.samples_per_s, 1)
+        training_s = row.batches * _nominal_batch(row) / row.samples_per_s
+        epochs_to_end = row.epochs - (row.epoch or 1) + 1
+        eta_s = round((1 - done) * row.epochs * training_s + epochs_to_end * besides_s, 1)
     return {
         "epoch": row.epoch,
         "epochs": row.epochs,
@@ -139,6 +142,18 @@ def progress(row: Row) -> dict[str, Any]:
         "samples_per_s": row.samples_per_s,
         "eta_s": eta_s,
     }
+
+
+def _besides_s(queue: Queue, row: Row) -> float:
+    """Measure what the last epoch took besides training; 0 before there is one."""
+    last = queue.newest_epoch(row.id) if row.batches else None
+    if last is None or not last.duration_s or not last.samples_per_s:
+        return 0.0
+    return float(max(0.0, last.duration_s - row.batches * _nominal_batch(row) / last.samples_per_s))
+
+
+def _nominal_batch(row: Row) -> int:
+    return TrainingConfig.model_construct(**row.config["training"]).nominal_batch
 
 
 def best(row: Row) -> dict[str, Any] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -58,9 +59,23 @@ def find_files(root: Root, pattern: str) -> tuple[FoundFile, ...]:
     if not found:
         raise NoFiles(
             f"No Parquet file matches {shown(pattern)!r} below the data root.",
-            "GET /datasets lists what is there; files end in .parquet.",
+            _did_you_mean(root, segments) + "GET /datasets lists what is there; files end in .parquet.",
         )
     return tuple(found[key] for key in sorted(found))
+
+
+def _did_you_mean(root: Root, segments: Sequence[str]) -> str:
+    """Name what was probably meant by the first part of a path that is not there; else nothing."""
+    folder = root
+    for depth, name in enumerate(segments):
+        if not isinstance(folder, Path) or folder.is_symlink() or not folder.is_dir():
+            break
+        here = [child.name for child in folder.iterdir() if depth or not _is_ours(child.name)]
+        if name not in here:
+            close = difflib.get_close_matches(name, here, n=1)
+            return f"Did you mean {shown('/'.join((*segments[:depth], close[0])))!r}? " if close else ""
+        folder = folder / name
+    return ""
 
 
 def list_datasets(root: Root) -> tuple[DatasetEntry, ...]:

@@ -94,6 +94,13 @@ class Reading(Door):
             ).all()
         return [(row.model, row.samples_per_s) for row in found]
 
+    def newest_epoch(self, job_id: str) -> Row | None:
+        """Read duration_s and samples_per_s of the last epoch a job has finished."""
+        columns = [epoch_row.c[name] for name in ("duration_s", "samples_per_s")]
+        query = sa.select(*columns).where(epoch_row.c.job_id == job_id).order_by(epoch_row.c.epoch.desc())
+        with self.database.reading() as connection:
+            return connection.execute(query.limit(1)).one_or_none()
+
     def rung(self, job_id: str) -> Mapping[str, Any] | None:
         """Say where on the OOM ladder the job is to go on after an attempt that could not; null = no such."""
         told = sa.select(event.c.data).where(event.c.job_id == job_id, event.c.kind == "oom_recovered")

@@ -10,7 +10,7 @@ import pytest
 from app.api import schemas
 from app.jobs.config import MlpConfig
 from app.jobs.queue import Facts, Reason
-from tests.app.api.service import Service
+from tests.app.api.service import Service, epoch
 from tests.factories import OWNER, SLOT
 from worker.models.build import build_model, flops_per_sample
 
@@ -247,6 +247,15 @@ def test_a_running_job_shows_progress_and_best(api: Service) -> None:
     }
     assert job["best"] == {"epoch": 1, "val_loss": 1.0, "val_accuracy": 0.5}
     assert (job["phase"], job["attempt"], job["queue"]["position"]) == ("training", 1, None)
+
+
+def test_the_time_left_counts_what_an_epoch_takes_besides_training(api: Service) -> None:
+    claim = api.claimed()
+    progress = {"epoch": 2, "epochs": 4, "batch": 0, "batches": 10, "samples_per_s": 30.0}
+    # 10 batches of 3 at 100 samples a second: 0.3 of its 2 s were training.
+    api.queue.record(claim.job_id, claim.attempt, Facts(epochs=[epoch(1)], progress=progress))
+    job = api.client.get(f"/jobs/{claim.job_id}").json()
+    assert job["progress"]["eta_s"] == pytest.approx(3 * (10 * 3 / 30.0 + 1.7))
 
 
 def test_every_answer_is_as_the_reference_says(api: Service) -> None:

@@ -148,3 +148,28 @@ def test_datasets_are_the_folders_and_files_of_the_root(root: Path) -> None:
         ("one.parquet", "file", 1),
     ]
     assert found[1] == DatasetEntry("one.parquet", "file", 1, (root / "one.parquet").stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("btcc", "btc"),
+        ("btc/2024-02.parquet", "btc/2024-01.parquet"),
+        ("bct/*.parquet", "btc"),
+        ("one.parq", "one.parquet"),
+    ],
+)
+def test_a_path_that_is_nearly_right_is_told_what_was_meant(root: Path, pattern: str, meant: str) -> None:
+    assert (refusal(root, pattern).hint or "").startswith(f"Did you mean {meant!r}? GET /datasets")
+
+
+def test_a_path_like_no_other_is_told_where_to_look(root: Path) -> None:
+    assert (refusal(root, "gold").hint or "").startswith("GET /datasets")
+
+
+def test_what_lies_outside_is_never_named(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").mkdir()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "way").symlink_to(tmp_path / "outside")
+    assert "secret" not in str(refusal(tmp_path / "root", "way/secre").hint)
