@@ -11,7 +11,7 @@ from pathlib import Path
 from app.errors import StorageUnavailable
 from app.failpoints import failpoint
 from app.jobs.files import BEST_NAME, Paths, sidecar
-from app.jobs.queue import CANCELLED, PAUSED, Claim, LostJob, Order, Queue, Reason
+from app.jobs.queue import CANCELLED, PAUSED, Claim, Facts, LostJob, Order, Queue, Reason
 from app.jobs.states import ENDINGS, Status
 from worker.death import cause_of_death, oom_kills
 from worker.engine.events import BatchDone, Ended, Event
@@ -55,6 +55,9 @@ class Attempt:
         self._watchdog = Watchdog(clock)
         self._oom_kills = oom_kills()
         self._pending = self._new_pending()
+        self._sent: Pending | None = None  # and not known to be committed
+        self._flushes = 0  # known to be committed
+        self._is_concluding = False
         self._ended: Ended | None = None
         self._ended_at = 0.0
         self._order: Order | None = None
@@ -153,14 +156,22 @@ class Attempt:
     def _flush(self) -> None:
         if self._clock() - self._flushed < FLUSH_S:
             return
-        asked = self._queue.record(self.claim.job_id, self.claim.attempt, self._pending.facts())
+        asked = self._queue.record(self.claim.job_id, self.claim.attempt, self._facts())
         self._committed()
         if asked is not None:
             self.order(asked)
 
+    def _facts(self) -> Facts:
+        """Hand over what is pending. While an answer is missing that is the same again: it counts once."""
+        if self._sent is None:
+            self._sent, self._pending = self._pending, self._new_pending()
+        return self._sent.facts(self._flushes + 1)
+
     def _committed(self) -> None:
         """Publish what counts now, and let go of the files that no longer do."""
-        done, self._pending = self._pending, self._new_pending()
+        assert self._sent is not None
+        done, self._sent = self._sent, None
+        self._flushes += 1
         self._flushed = self._clock()
         try:
             if done.best is not None:
@@ -192,10 +203,15 @@ class Attempt:
     def _conclude(self) -> None:
         """Record the ending: the supervisor's verdict, else the runner's own, else what killed it."""
         ended = self._ended
-        if ended is not None and ended.evidence:
-            self._pending.note(ended.reason, **ended.evidence)
-        facts = self._pending.facts()
         job = (self.claim.job_id, self.claim.attempt)
+        if not self._is_concluding:
+            if self._sent is not None:
+                self._queue.record(*job, self._facts())
+                self._committed()
+            if ended is not None and ended.evidence:
+                self._pending.note(ended.reason, **ended.evidence)
+            self._is_concluding = True
+        facts = self._facts()
         if ended is not None and ended.stopped is None:
             assert ended.reason in ENDINGS, ended
             self._queue.finish(*job, Reason(ended.reason, ended.message, ended.hint), facts)

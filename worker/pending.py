@@ -41,10 +41,16 @@ class Pending:
     progress: dict[str, Any] = field(default_factory=dict)
     best: BestFile | None = None  # to publish once it is committed
 
-    def facts(self) -> Facts:
-        """Hand over everything for one transaction."""
+    def facts(self, flush: int) -> Facts:
+        """Hand over everything for one transaction of the attempt, by its number."""
         return Facts(
-            self.events, self.batches, self.epochs, self.systems, self.progress or None, self.checkpoints
+            self.events,
+            self.batches,
+            self.epochs,
+            self.systems,
+            self.progress or None,
+            self.checkpoints,
+            flush,
         )
 
     def note(self, kind: str, **data: Any) -> None:

@@ -33,7 +33,7 @@ from app.jobs import queue
 from app.jobs.champion import crown
 from app.jobs.files import Paths
 from app.jobs.metrics import Scope, since
-from app.jobs.queue import Checkpoint, Claim, LostJob, Owner, Queue, Reason
+from app.jobs.queue import LEASE_S, Checkpoint, Claim, LostJob, Owner, Queue, Reason
 from app.jobs.states import FINAL, Status
 from app.migrate import WrongSchema, wait_for_head
 from app.settings import Settings, SettingsError, load
@@ -79,6 +79,7 @@ class Supervisor:
         self._owner = whoami()
         self._slot = slot_of(self._paths.worker_slot())
         self._beaten = -BEAT_S
+        self._away = clock()  # when the database was last away, for all we know
         self._backup_looked = float("-inf")
         self._claim: Claim | None = None  # held, its runner not yet started
         self._log_name: str | None = None  # made for it, and not yet committed
@@ -164,7 +165,7 @@ class Supervisor:
             self._is_unsure = self._claim is None  # a claim may have gone through, its answer lost
             return 1.0
         except LostJob:
-            pass
+            self._is_unsure = True
         except (OSError, EOFError) as error:
             assert self._claim is not None
             self._could_not_begin(self._claim, error)
@@ -186,10 +187,13 @@ class Supervisor:
         self._beaten = self._clock()
         try:
             self._queue.beat(self._slot)
-            for job_id, status in self._queue.rescue(self._owner.host):
-                self._say(f"took {job_id} from a host that fell silent: {status}")
+            # After an outage all leases are over: their holders come first.
+            if self._beaten - self._away > LEASE_S:
+                for job_id, status in self._queue.rescue(self._owner.host):
+                    self._say(f"took {job_id} from a host that fell silent: {status}")
             self._resume_where_there_is_room()
         except StorageUnavailable as error:
+            self._away = self._beaten
             self._say(f"database: {error.message}")
 
     def _back_up(self) -> None:
@@ -314,6 +318,7 @@ class Supervisor:
     def _end_attempt(self, attempt: Attempt) -> None:
         attempt.close()
         self.attempt = None
+        self._is_unsure = True  # a database that went back in time may take it for running
         job_id = attempt.claim.job_id
         try:
             publish_reports(self._paths, job_id, attempt.claim.attempt)

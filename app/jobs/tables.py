@@ -43,6 +43,8 @@ job = sa.Table(
     sa.Column("run_after", UtcTime),  # the end of a crash's backoff, or the next look at a busy GPU
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),  # the fencing token: only grows
+    # Of the last commit of its rows: by it an attempt knows one whose answer was lost.
+    sa.Column("flush", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("crashes", sa.Integer, nullable=False),
     sa.Column("cancel_requested_at", UtcTime),
     sa.Column("pause_requested_at", UtcTime),

@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
+from app.db import EPOCH
 from app.errors import StorageUnavailable
-from app.jobs.queue import Queue
+from app.jobs.metrics import since
+from app.jobs.queue import LEASE_S, Owner, Queue
 from app.jobs.states import Status
+from app.jobs.tables import batch_row, job
+from tests.factories import make_request
 from tests.worker.fakes import Bench, make_bench
 from worker.attempt import PATIENCE_S
 from worker.death import cause_of_death, oom_kills
-from worker.engine.events import CheckpointSaved, Ended, PhaseChanged, Tested, Warned
+from worker.engine.events import BatchDone, CheckpointSaved, Ended, PhaseChanged, Tested, Warned
 from worker.supervisor import GIVE_UP_S, slot_of
 from worker.telemetry import Vram
 
@@ -91,6 +95,109 @@ def test_a_claim_whose_answer_was_lost_is_put_back(bench: Bench, monkeypatch: py
     bench.supervisor.turn()
     assert bench.row(job_id).attempt == 2
     assert bench.attempt.claim.job_id == job_id
+
+
+def unheard(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """Let the answers of a verb's commits get lost."""
+    through = getattr(Queue, verb)
+
+    def committed(self: Queue, *arguments: Any, **named: Any) -> Any:
+        through(self, *arguments, **named)
+        away()
+
+    monkeypatch.setattr(Queue, verb, committed)
+
+
+def test_rows_whose_commit_was_not_answered_are_there_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.begin()
+    with monkeypatch.context() as outage:
+        unheard(outage, "record")
+        bench.says(batch(0), Warned("odd", "a warning"))
+        bench.says(batch(10), bench.best(1, 1.0))
+    bench.says(batch(20))
+    bench.says(batch(30), DONE)
+    bench.dies()
+    assert bench.row(job_id).reason_code == "completed"
+    with bench.queue.database.reading() as connection:
+        assert since(connection, job_id).batches["batch"] == [0, 10, 20, 30]
+    assert kinds(bench, job_id).count("warning") == kinds(bench, job_id).count("best_saved") == 1
+    assert bench.paths.champion().exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "ended", "exit_code"),
+    [
+        ("finish", DONE, 0),
+        ("suspend", Ended("disk_full", "Full.", stopped="pause", evidence={"needed_bytes": 2**60}), 0),
+        ("release", Ended("preempted", "Stopped.", stopped="preempt"), 0),
+        ("crash", None, -signal.SIGKILL),
+    ],
+    ids=["finish", "suspend", "release", "crash"],
+)
+def test_an_ending_whose_commit_was_not_answered_is_not_told_twice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, verb: str, ended: Ended | None, exit_code: int
+) -> None:
+    job_id = bench.begin()
+    with monkeypatch.context() as outage:
+        outage.setattr(Queue, "record", away)
+        bench.says(bench.best(1, 1.0), *([ended] if ended else []))
+    with monkeypatch.context() as outage:
+        unheard(outage, verb)
+        bench.dies(exit_code)
+        bench.pass_time(1.0)
+    told = kinds(bench, job_id)
+    row = bench.row(job_id)
+    bench.supervisor.stopping = True  # the job is not to be claimed again
+    bench.pass_time(1.0)
+    assert bench.supervisor.attempt is None
+    assert kinds(bench, job_id) == told
+    assert len(told) == len(set(told))
+    assert (bench.row(job_id).status, bench.row(job_id).crashes) == (row.status, row.crashes)
+    assert bench.paths.best(job_id).exists()
+
+
+def test_a_database_that_went_back_in_time_ends_the_attempt_and_the_job_goes_on(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.says(batch(0))
+    with bench.queue.database.writing() as connection:  # as a standby that never saw it
+        connection.execute(batch_row.delete())
+        connection.execute(job.update().values(flush=0))
+    bench.says(batch(10))
+    assert bench.runner.kills > 0
+    bench.dies(-signal.SIGKILL)
+    bench.pass_time(1.0)
+    bench.pass_time(1.0)
+    assert bench.attempt.claim.attempt == 2
+    with bench.queue.database.reading() as connection:
+        assert since(connection, job_id).batches["batch"] == []
+
+
+def batch(number: int) -> BatchDone:
+    return BatchDone(1, number, number, loss=1.0, accuracy=0.5, lr=1e-3, grad_norm=None, time=0.0)
+
+
+def kinds(bench: Bench, job_id: str) -> list[str]:
+    return [event.kind for event in bench.queue.events(job_id)]
+
+
+def test_leases_that_ran_out_while_the_database_was_away_are_not_held_against_their_hosts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Owner("another-host", "boot", 1, 1.0)
+    job_id = str(bench.queue.submit(make_request())[0].id)
+    taken = bench.queue.claim(other, "another-slot")
+    assert taken is not None
+    with bench.queue.database.writing() as connection:
+        connection.execute(job.update().values(lease_until=EPOCH))
+    with monkeypatch.context() as outage:
+        outage.setattr(Queue, "beat", away)
+        bench.pass_time(2 * LEASE_S)
+    bench.pass_time(LEASE_S - 1)
+    assert bench.row(job_id).status == Status.RUNNING
+    bench.pass_time(6.0)
+    assert bench.row(job_id).attempt == 2  # its host did not come back
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,8 @@ class Facts:
 
     An epoch that is a best names its file (best_file, best_sha256, best_bytes): the job's best follows.
     checkpoints: epoch, batch, step, is_epoch_trained, name (below the job's folder), sha256, size.
+    flush: the number of this transaction, from 1 in its attempt. Facts sent again with the same number are
+    written once, however many of the answers were lost. Null: not counted.
     """
 
     events: Sequence[tuple[str, Mapping[str, Any]]] = ()  # (kind, data)
@@ -128,6 +130,7 @@ class Facts:
     systems: Sequence[Mapping[str, Any]] = ()  # columns of system_row
     progress: Mapping[str, Any] | None = None  # columns of job
     checkpoints: Sequence[Mapping[str, Any]] = ()  # columns of checkpoint
+    flush: int | None = None
 
 
 NOTHING = Facts()

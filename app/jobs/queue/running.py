@@ -41,6 +41,7 @@ class Running(Door):
             "status": Status.RUNNING,
             "phase": "preparing",
             "slot": slot,
+            "flush": 0,
             "owner": owner.as_json(),
             "heartbeat_at": now,
             "attempt_started_at": now,
@@ -82,6 +83,8 @@ class Running(Door):
         """
         with self.database.writing("record") as connection:
             row = self._write(connection, job_id, attempt, facts)
+            if row.status != Status.RUNNING:
+                raise LostJob(job_id)
             if row.cancel_requested_at is not None:
                 return "cancel"
             if row.pause_requested_at is not None:
@@ -92,7 +95,8 @@ class Running(Door):
     def finish(self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING) -> Status:
         """End a running job for good, its last facts in the same transaction. Raises LostJob."""
         with self.database.writing("finish") as connection:
-            return self._finish(connection, self._write(connection, job_id, attempt, facts), reason)
+            row = self._write(connection, job_id, attempt, facts)
+            return _ending_of(row) or self._finish(connection, row, reason)
 
     def release(
         self,
@@ -109,6 +113,8 @@ class Running(Door):
         """
         with self.database.writing("release") as connection:
             row = self._write(connection, job_id, attempt, facts)
+            if already := _ending_of(row):
+                return already
             run_after = self.now() + timedelta(seconds=again_in_s) if again_in_s else None
             return self._as_asked(connection, row) or self._requeue(
                 connection, row, reason, "released", run_after
@@ -121,8 +127,8 @@ class Running(Door):
         """
         with self.database.writing("suspend") as connection:
             row = self._write(connection, job_id, attempt, facts)
-            if asked := self._as_asked(connection, row):
-                return asked
+            if done := _ending_of(row) or self._as_asked(connection, row):
+                return done
             if reason.code == PAUSED.code:
                 back = Reason("preempted", "The pause was taken back; the job goes on.")
                 return self._requeue(connection, row, back, "released")
@@ -136,7 +142,8 @@ class Running(Door):
         crash_loop.
         """
         with self.database.writing("crash") as connection:
-            return self._crash(connection, self._write(connection, job_id, attempt, facts), reason)
+            row = self._write(connection, job_id, attempt, facts)
+            return _ending_of(row) or self._crash(connection, row, reason)
 
     def rescue(self, host: str) -> Sequence[tuple[str, Status]]:
         """Take the jobs of other hosts whose lease is over; return what became of each.
@@ -187,6 +194,11 @@ class Running(Door):
         return None if row.pause_requested_at is None else self._pause(connection, row)
 
     def _write(self, connection: sa.Connection, job_id: str, attempt: int, facts: Facts) -> Row:
+        """Write facts of an attempt that owns its job; return the job's row.
+
+        A flush that is there already is not written again: then the row is as it is by now, and no longer
+        `running` if the flush had ended the attempt. Raises LostJob.
+        """
         now = self.now()
         epochs = [_with_best_file(row, facts.progress or {}) for row in facts.epochs]
         checkpoints = [{**row, "attempt": attempt, "created_at": now} for row in facts.checkpoints]
@@ -200,11 +212,11 @@ class Running(Door):
         changes = {"heartbeat_at": now, **(facts.progress or {}), **_new_best(epochs)}
         if checkpoints:
             changes["crashes"] = 0
-        token = {"of_id": job_id, "of_attempt": attempt, "count": count, "now": now}
+        token = {"of_id": job_id, "of_attempt": attempt, "of_flush": facts.flush, "count": count, "now": now}
         holding = _holding(connection.dialect.name)
         row = connection.execute(holding, {**token, **changes}).one_or_none()
         if row is None:
-            raise LostJob(job_id)
+            return _written(connection, job_id, attempt, facts.flush)
         numbers = iter(range(row.seq - count + 1, row.seq + 1))
         for table, rows in tables:
             if rows:
@@ -262,12 +274,36 @@ def _claiming(dialect: str) -> ReturningUpdate[Any]:
 @cache
 def _holding(dialect: str) -> ReturningUpdate[Any]:
     """Change a job that an attempt still owns, and extend its lease."""
+    flush = sa.bindparam("of_flush", type_=sa.BigInteger)
     return (
         job.update()
-        .where(held(sa.bindparam("of_id"), sa.bindparam("of_attempt")))
-        .values(seq=job.c.seq + sa.bindparam("count"), lease_until=server_time(dialect, plus_s=LEASE_S))
+        # The one before it must be there: a database that went back in time has lost rows of this attempt.
+        .where(
+            held(sa.bindparam("of_id"), sa.bindparam("of_attempt")),
+            flush.is_(None) | (job.c.flush == flush - 1),
+        )
+        .values(
+            seq=job.c.seq + sa.bindparam("count"),
+            flush=sa.func.coalesce(flush, job.c.flush),
+            lease_until=server_time(dialect, plus_s=LEASE_S),
+        )
         .returning(*job.c)
     )
+
+
+def _written(connection: sa.Connection, job_id: str, attempt: int, flush: int | None) -> Row:
+    """Find the job as a flush whose answer was lost has left it. Raises LostJob when it did not get there."""
+    row = connection.execute(
+        sa.select(job).where(job.c.id == job_id, job.c.attempt == attempt, job.c.flush == flush)
+    ).one_or_none()
+    if flush is None or row is None:
+        raise LostJob(job_id)
+    return row
+
+
+def _ending_of(row: Row) -> Status | None:
+    """Say how an attempt has ended already; null while it runs."""
+    return None if row.status == Status.RUNNING else Status(row.status)
 
 
 def _numbered(

@@ -302,3 +302,32 @@ def test_a_row_cannot_lie(make_queue: MakeQueue, lie: dict[str, object]) -> None
 
 def test_every_ending_has_a_final_status() -> None:
     assert set(ENDINGS.values()) == FINAL
+
+
+def test_a_flush_that_is_sent_again_is_written_once(make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    job_id = queue.submit(make_request())[0].id
+    taken = claim(queue)
+    told = [Facts(events=[("warning", {"message": str(number)})], flush=number) for number in (1, 2, 3)]
+    for facts in (told[0], told[0], told[1], told[1]):
+        queue.record(job_id, taken.attempt, facts)
+    queue.cancel(job_id)
+    assert queue.record(job_id, taken.attempt, told[1]) == "cancel"
+    for _ in range(2):
+        assert queue.finish(job_id, taken.attempt, DONE, told[2]) == Status.SUCCEEDED
+    assert kinds(queue, job_id)[2:] == ["warning", "warning", "cancel_requested", "warning", "finished"]
+
+
+def test_an_attempt_whose_earlier_flush_is_missing_has_lost_its_job(make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    job_id = queue.submit(make_request())[0].id
+    taken = claim(queue)
+    queue.record(job_id, taken.attempt, Facts(flush=1))
+    for flush in (0, 3):
+        with pytest.raises(LostJob):
+            queue.record(job_id, taken.attempt, Facts(flush=flush))
+    queue.crash(job_id, taken.attempt, Reason("internal"), Facts(flush=2))
+    with pytest.raises(LostJob):
+        queue.record(job_id, taken.attempt, Facts(flush=2))
+    assert claim(queue).attempt == taken.attempt + 1
+    queue.record(job_id, taken.attempt + 1, Facts(flush=1))
