@@ -24,6 +24,9 @@ def write_sidecar(folder: Path, best: BestFile) -> None:
 def publish_best(paths: Paths, job_id: str, best_file: str) -> None:
     """Make a committed best the job's `saimp_best.pth`. best_file: below the job's folder, as in its row."""
     source, target = paths.job(job_id) / best_file, paths.best(job_id)
+    if target.exists() and not target.samefile(source):
+        for export in paths.exports(job_id):  # of the best before
+            export.unlink(missing_ok=True)
     failpoint("publish.before_link")
     link(sidecar(source), sidecar(target))
     failpoint("publish.between_links")

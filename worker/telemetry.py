@@ -6,6 +6,7 @@ import platform
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -157,4 +158,5 @@ def machine(gpu: Gpu) -> dict[str, Any]:
         "ram_total": ram().total,
         "gpu": gpu.name,
         "vram_total": vram.total if vram else None,
+        "has_8bit": find_spec("bitsandbytes") is not None,
     }

@@ -58,6 +58,7 @@ def _files(services: Services, row: Row) -> dict[str, Path]:
     best = paths.best(row.id)
     found = {best.name: best, sidecar(best).name: sidecar(best)}
     found |= {name: paths.job(row.id) / name for name in ("report.json", "report.md")}
+    found |= {path.name: path for path in paths.exports(row.id)}
     if row.log_name:
         found |= {path.name: path for path in (paths.log(row.log_name), paths.plot(row.log_name))}
     return {name: path for name, path in found.items() if path.is_file()}

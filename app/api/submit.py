@@ -130,9 +130,11 @@ def _gpu(services: Services) -> Gpu | None:
 
 def _warnings(services: Services, request: JobRequest, data: Preflight) -> list[dict[str, str]]:
     found = [{"code": code, "message": message} for code, message in data.warnings]
-    if request.device.startswith("cuda"):
-        machines = [worker.machine for worker in services.queue.workers()]
-        if machines and not any(machine.get("gpu") for machine in machines):
-            message = f"device is {request.device!r}, and no worker has a GPU just now: the job would fail."
-            found.append({"code": "gpu_missing", "message": message})
+    machines = [worker.machine for worker in services.queue.workers()]
+    if request.device.startswith("cuda") and machines and not any(m.get("gpu") for m in machines):
+        message = f"device is {request.device!r}, and no worker has a GPU just now: the job would fail."
+        found.append({"code": "gpu_missing", "message": message})
+    if request.optimizer.name == "adamw_8bit" and machines and not any(m.get("has_8bit") for m in machines):
+        message = "No worker has the package bitsandbytes, which adamw_8bit needs: the job would fail."
+        found.append({"code": "package_missing", "message": message})
     return found

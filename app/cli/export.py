@@ -21,9 +21,6 @@ class Format(StrEnum):
     torch_export = "torch_export"
 
 
-SUFFIXES = {Format.safetensors: ".safetensors", Format.onnx: ".onnx", Format.torch_export: ".pt2"}
-
-
 def export(
     job: Annotated[
         str,
@@ -32,11 +29,16 @@ def export(
         ),
     ],
     form: Annotated[Format, typer.Option("--format", "-f", help="What to write.")] = Format.onnx,
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="saimp_best.* here")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="saimp_best.* beside the checkpoint")
+    ] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Write a job's best checkpoint as safetensors, ONNX or torch.export, checked, and print its path."""
+    """Write a job's best checkpoint as safetensors, ONNX or torch.export, checked, and print its path.
+
+    Without --out it is one of the job's artifacts, for everybody to download.
+    """
     settings = load(data_root=data_root)
     best = find_best(job, settings)
-    target = out or Path(best.stem + SUFFIXES[form])
-    run_worker("worker.export", str(best), "--format", form, "--out", str(target), settings=settings)
+    to = ["--out", str(out)] if out else []
+    run_worker("worker.export", str(best), "--format", form, *to, settings=settings)

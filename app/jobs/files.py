@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 BEST_NAME = "saimp_best.pth"
+# What a best is exported as, beside it: safetensors, ONNX, torch.export.
+EXPORT_SUFFIXES = (".safetensors", ".onnx", ".pt2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,10 @@ class Paths:
 
     def best(self, job_id: str) -> Path:
         return self.job(job_id) / BEST_NAME
+
+    def exports(self, job_id: str) -> list[Path]:
+        """Where the best is exported to, in the formats there are."""
+        return [self.best(job_id).with_suffix(suffix) for suffix in EXPORT_SUFFIXES]
 
     def database_backup(self) -> Path:
         return self.data_root / "saimp-backup.db"

@@ -219,8 +219,11 @@ def test_what_a_run_left_is_listed_and_downloaded(api: Service) -> None:
     best.parent.mkdir(parents=True, exist_ok=True)
     best.write_bytes(b"weights")
     (best.parent / "saimp_best.json").write_text('{"epoch": 1}')
+    (best.parent / "saimp_best.onnx").write_bytes(b"graph")
     listed = api.client.get(f"/jobs/{job_id}/artifacts").json()["data"]
-    assert {file["name"]: file["size"] for file in listed} == {"saimp_best.pth": 7, "saimp_best.json": 12}
+    sizes = {"saimp_best.pth": 7, "saimp_best.json": 12, "saimp_best.onnx": 5}
+    assert {file["name"]: file["size"] for file in listed} == sizes
+    assert api.client.get(f"/jobs/{job_id}/artifacts/saimp_best.onnx").content == b"graph"
     assert listed[0]["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert api.client.get(f"/jobs/{job_id}/artifacts/saimp_best.json").json() == {"epoch": 1}
     assert api.client.get(f"/jobs/{job_id}/artifacts/config.json").json()["data"]["path"] == "demo"

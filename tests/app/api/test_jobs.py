@@ -392,6 +392,14 @@ def test_a_full_queue_says_so(api: Service, monkeypatch: pytest.MonkeyPatch) -> 
     assert api.client.post("/jobs", json=DEMO, headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(("has_8bit", "codes"), [(False, {"package_missing"}), (True, set())])
+def test_a_package_no_worker_has_is_said_at_submit(api: Service, has_8bit: bool, codes: set[str]) -> None:
+    api.queue.greet(OWNER, SLOT, {"gpu": None, "has_8bit": has_8bit})
+    body = {"data": {"path": "demo", "horizon_s": 1.0}, "optimizer": {"name": "adamw_8bit"}}
+    job = api.client.post("/jobs", json=body).json()
+    assert {warning["code"] for warning in job["warnings"]} == codes
+
+
 @pytest.mark.parametrize(("gpu", "codes"), [(None, {"gpu_missing"}), ("H200", set())])
 def test_a_gpu_no_worker_has_is_said_at_submit(api: Service, gpu: str | None, codes: set[str]) -> None:
     api.queue.greet(OWNER, SLOT, {"gpu": gpu})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,9 +14,11 @@ from app.cli.best import find_best
 from app.cli.export import Format, export
 from app.cli.failures import NOT_FOUND
 from app.cli.predict import predict
+from app.jobs.files import Paths, sidecar
 from app.settings import load
 from tests.worker.best import save_best
 from tests.worker.test_predict import make_rows, make_table
+from worker.publish import publish_best
 
 MLP = {"name": "mlp", "d_model": 6, "hidden": 7}
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -48,6 +51,31 @@ def test_predict_writes_the_classes_of_a_folder(tmp_path: Path, capfd: pytest.Ca
     assert ending.value.exit_code == 0
     assert json.loads(capfd.readouterr().out)["windows"] == 6
     assert pq.read_table(out).num_rows == 6
+
+
+def test_an_export_is_one_of_the_jobs_files_until_there_is_a_better_best(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("safetensors")
+    best = finished(tmp_path)
+    with pytest.raises(typer.Exit) as ending:
+        export(JOB, Format.safetensors, data_root=tmp_path)
+    assert ending.value.exit_code == 0
+    target = best.with_suffix(".safetensors")
+    assert capfd.readouterr().out.strip() == str(target)
+    paths = Paths(tmp_path, tmp_path / "logs")
+    assert [path for path in paths.exports(JOB) if path.exists()] == [target]
+    attempt = paths.attempt(JOB, 1)
+    attempt.mkdir(parents=True)
+    os.link(best, attempt / "same.pth")
+    os.link(sidecar(best), attempt / "same.json")
+    publish_best(paths, JOB, "attempts/1/same.pth")
+    assert target.exists()
+    (attempt / "better.pth").write_bytes(b"better")
+    (attempt / "better.json").write_text("{}")
+    publish_best(paths, JOB, "attempts/1/better.pth")
+    assert best.read_bytes() == b"better"
+    assert not target.exists()
 
 
 def test_export_fails_as_the_worker_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
