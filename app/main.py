@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import re
 import signal
@@ -100,8 +101,8 @@ def _heads(router: APIRouter) -> APIRouter:
 class BrowserGuard:
     """Let no other site's page read or change anything; tell browsers not to guess types nor to frame us.
 
-    hosts: the names the service answers to; null = any. A page whose own name was made to point here (DNS
-    rebinding) comes with that name.
+    hosts: the names the service answers to; null = addresses and the names of a local network. A page whose
+    own name was made to point here (DNS rebinding) comes with that name, which is a public one.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None = None) -> None:
@@ -120,7 +121,7 @@ class BrowserGuard:
         app = self._app
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            if self._hosts is not None and not _is_named(headers, self._hosts):
+            if not _is_named(headers, self._hosts):
                 app = _MISDIRECTED
             elif scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_foreign(headers):
                 app = _FOREIGN
@@ -139,14 +140,26 @@ _MISDIRECTED = problems.problem(
     421,
     "unknown_host",
     "This service does not answer to that host name.",
-    hint="Ask for 127.0.0.1 or localhost.",
+    hint="Ask for localhost or its address; behind a proxy, let that send Host: localhost.",
 )
 
 
-def _is_named(headers: Headers, hosts: Collection[str]) -> bool:
+def _is_named(headers: Headers, hosts: Collection[str] | None) -> bool:
     """Whether there is one Host, and it is ours, with or without a port."""
     named = headers.getlist("host")
-    return len(named) == 1 and re.sub(r":\d*$", "", named[0]).strip("[]").lower() in hosts
+    if len(named) != 1:
+        return False
+    host = re.sub(r":\d*$", "", named[0]).strip("[]").lower()
+    return _is_local(host) if hosts is None else host in hosts
+
+
+def _is_local(host: str) -> bool:
+    """Whether a name is an address, or one that only a local network can know."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return bool(re.fullmatch(r"[a-z0-9_-]+(\.(local|lan|internal|localhost))?", host))
+    return True
 
 
 def _is_foreign(headers: Headers) -> bool:

@@ -257,3 +257,23 @@ def test_a_page_whose_name_was_made_to_point_here_reads_nothing(api: Service, ho
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000"])
 def test_the_names_of_this_machine_are_answered(api: Service, host: str) -> None:
     assert api.client.get("/jobs", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("192.168.1.7:8000", 200),
+        ("[fe80::1]:8000", 200),
+        ("localhost", 200),
+        ("api:8000", 200),
+        ("Box.local", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example:8000", 421),
+        ("local", 200),
+        ("user@api", 421),
+    ],
+)
+def test_on_a_network_it_answers_to_no_public_name(tmp_path: Path, host: str, status: int) -> None:
+    app = create_app(Settings(data_root=tmp_path, logs_root=tmp_path, host="0.0.0.0"))
+    answer = TestClient(app, base_url="http://127.0.0.1").get("/healthz", headers={"Host": host})
+    assert answer.status_code == status
