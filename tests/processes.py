@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +18,9 @@ import psutil
 from app.settings import PREFIX
 
 Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # between fork and exec nothing may be imported
 
 
 def eventually(probe: Callable[[], Result], *, within_s: float = 60.0, what: str = "it") -> Result:
@@ -60,6 +64,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_this_process,
             )
 
     @property
@@ -91,6 +96,11 @@ class Process:
             except psutil.NoSuchProcess:
                 continue
         self.popen.wait(10)
+
+
+def _die_with_this_process() -> None:
+    # Only from the main thread: it is the thread that the kernel takes for the parent.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
