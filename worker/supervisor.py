@@ -53,6 +53,9 @@ GIVE_UP_S = 45.0
 LAST_JOBS = 50
 EPOCHS: tuple[Scope, ...] = ("epoch",)
 DATABASE_BUSY_S = 30.0
+UNBEGUN = Reason(
+    "preempted", "The database went away in the middle of a claim or an ending; the job goes on."
+)
 
 
 class Supervisor:
@@ -116,12 +119,19 @@ class Supervisor:
 
     def _put_back_orphans(self) -> None:
         """Put back what the slot is said to run: nothing runs in it now."""
-        self._is_unsure = False
         for row in self._queue.orphans(self._slot):
             with suppress(LostJob):
                 cause = Reason("internal", "The worker died while it ran the job.", None)
                 status = self._queue.crash(row.id, row.attempt, cause)
                 self._say(f"found {row.id} left running by a worker that is gone: {status}")
+
+    def _put_back_unbegun(self) -> None:
+        """Put back what this supervisor runs by the database alone: nobody's crash."""
+        self._is_unsure = False
+        for row in self._queue.orphans(self._slot):
+            with suppress(LostJob):
+                self._queue.release(row.id, row.attempt, UNBEGUN)
+                self._say(f"put {row.id} back: the database says that it runs here, and it does not")
 
     def leave(self) -> None:
         """Give the slot up."""
@@ -154,7 +164,7 @@ class Supervisor:
                     return 0.0
                 self._beat()
                 if self._is_unsure:
-                    self._put_back_orphans()
+                    self._put_back_unbegun()
                 self._claim = self._queue.claim(self._owner, self._slot)
             if self._claim is None:
                 self._back_up()
