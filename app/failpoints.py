@@ -5,7 +5,8 @@ like a point, arms the point and says what happens when it is reached: one of th
 space the how-manieth time, counted over all processes. Whoever takes the file away acts; so it happens
 once, in a process that may have been running for long, and a file that is gone says that its point is alive.
 
-    kill, exit, segv, stop (SIGSTOP), hang, sleep:SECONDS, error:ENOSPC (or any errno), oom (torch's), pass
+    kill, exit, segv, stop (SIGSTOP), hang, sleep:SECONDS, error:ENOSPC (or any errno), oom (torch's),
+    cuda (a device that has failed), pass
 """
 
 from __future__ import annotations
@@ -129,5 +130,7 @@ def _act(name: str, action: str, argument: str = "") -> None:
         case "oom":
             # Only where torch is there already: the supervisor and the API never load it.
             raise sys.modules["torch"].OutOfMemoryError(f"CUDA out of memory (failpoint {name}).")
+        case "cuda":
+            raise sys.modules["torch"].AcceleratorError(f"CUDA error: unspecified launch failure ({name})")
         case _:
             raise AssertionError(f"{name}: unknown action {action!r}")

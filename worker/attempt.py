@@ -219,9 +219,8 @@ class Attempt:
             self._queue.finish(*job, self._overruled, facts)
         elif self._order == "cancel":
             self._queue.finish(*job, CANCELLED, facts)
-        elif ended is None:
-            killed = oom_kills() - self._oom_kills
-            cause = self._stalled or cause_of_death(self.runner.exit_code, oom_kills_seen=killed)
+        elif ended is None or ended.stopped == "crash":
+            cause = self._cause_of_death()
             self._log_death(self._queue.crash(*job, cause, facts), cause)
         elif ended.reason == "disk_full":
             self._queue.suspend(*job, Reason("disk_full", ended.message, ended.hint), facts)
@@ -232,6 +231,12 @@ class Attempt:
         else:
             self._queue.release(*job, PREEMPTED, facts)
         self._committed()
+
+    def _cause_of_death(self) -> Reason:
+        if self._ended is not None:
+            return Reason(self._ended.reason, self._ended.message, self._ended.hint)
+        killed = oom_kills() - self._oom_kills
+        return self._stalled or cause_of_death(self.runner.exit_code, oom_kills_seen=killed)
 
     def _log_death(self, status: Status, cause: Reason) -> None:
         """End the log for a runner that could not."""

@@ -40,6 +40,7 @@ from worker.engine.errors import (
     RestartSmaller,
     first_line,
     is_gpu_exhausted,
+    is_gpu_lost,
     is_host_exhausted,
 )
 from worker.engine.events import (
@@ -97,12 +98,13 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
     except Exception as error:  # the process boundary: whatever it is becomes a recorded ending
         ended = attempt.verdict(error)
         with suppress(OSError):
-            if ended.reason == "internal":
+            if ended.reason == "internal" or ended.stopped == "crash":
                 traceback.print_exc()
             else:
                 print(f"[ERROR] {ended.message}" + (f" {ended.hint}" if ended.hint else ""), flush=True)
     send(encode(ended))
-    sinks.end(_status(ended), ended)
+    if ended.stopped != "crash":  # what becomes of the job then is not for the runner to say
+        sinks.end(_status(ended), ended)
 
 
 class _Sinks:
@@ -420,6 +422,13 @@ def _verdict(error: Exception) -> Ended:
                 f"The GPU ran out of memory: {message}",
                 "Lower the model's size or data.window, or close what else uses the GPU.",
                 evidence={"vram_torch_peak": torch_peak(), "device_message": message},
+            )
+        case _ if is_gpu_lost(error):
+            return Ended(
+                "native_crash",
+                f"The GPU failed: {first_line(error)}",
+                "The traceback is in the job's log; the kernel's log may name the cause (Xid).",
+                stopped="crash",
             )
         case _ if is_host_exhausted(error):
             return Ended(

@@ -34,9 +34,9 @@ def open_queue(root: Path) -> Iterator[Queue]:
 
 
 @contextmanager
-def worker(root: Path) -> Iterator[Process]:
+def worker(root: Path, **settings: str) -> Iterator[Process]:
     """Run a worker for the length of the block."""
-    with started("-m", "worker", root=root) as process:
+    with started("-m", "worker", root=root, **settings) as process:
         process.says("worker ready")
         yield process
 

@@ -18,6 +18,7 @@ from app.jobs.queue import Queue
 from app.jobs.states import Status
 from tests.acceptance.site import ENDLESS, QUICK, Site, ended, log_of, open_queue, runner_pid, submit, worker
 from tests.factories import make_request, write_dataset
+from tests.failpoints import Failpoints
 from tests.processes import eventually, is_gone, started
 from worker.models.load import load
 
@@ -31,7 +32,7 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 @pytest.fixture(scope="module")
 def open_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("site")
-    with open_queue(root) as queue, worker(root) as process:
+    with open_queue(root) as queue, worker(root, **Failpoints(root / "points").environment) as process:
         yield Site(root, queue, process)
 
 
@@ -90,6 +91,25 @@ def test_a_poison_job_ends_and_the_queue_goes_on(site: Site) -> None:
     assert "SIGSEGV" in row.reason_message
     assert "Fatal Python error: Segmentation fault" in log_of(site.root, row)
     assert ended(site.queue, after).status == Status.SUCCEEDED
+
+
+def test_a_gpu_that_fails_costs_one_process_and_the_job_goes_on_from_its_checkpoint(site: Site) -> None:
+    Failpoints(site.root / "points").arm("train.micro_batch", "cuda", nth=200)
+    job_id = submit(site.queue, training={"epochs": 3, "threads": 1}, checkpoint={"every_s": 0})
+    row = ended(site.queue, job_id)
+    assert (row.status, row.attempt) == (Status.SUCCEEDED, 2)
+    events = {event.kind: event.data for event in site.queue.events(job_id)}
+    assert events["crashed"]["code"] == "native_crash"
+    assert "CUDA error: unspecified launch failure" in events["crashed"]["message"]
+    assert (events["resumed"]["epoch"], events["resumed"]["batch"]) > (1, 0)
+    assert "AcceleratorError" in log_of(site.root, row)
+
+
+def test_a_gpu_that_fails_every_time_ends_the_job(site: Site) -> None:
+    Failpoints(site.root / "points").arm("train.micro_batch", "cuda")
+    row = ended(site.queue, submit(site.queue, max_attempts=1))
+    assert (row.status, row.reason_code) == (Status.FAILED, "native_crash")
+    assert log_of(site.root, row).splitlines()[-1] == "[END] failed (native_crash)"
 
 
 def test_a_cancel_is_obeyed_and_keeps_the_best(site: Site) -> None:

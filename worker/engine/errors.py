@@ -16,6 +16,8 @@ GPU_EXHAUSTED = (
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDA error: out of memory",
 )
+# How they say that the device has failed.
+GPU_LOST = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "cuDNN error")
 # How torch says so of the host's memory: a plain RuntimeError.
 HOST_EXHAUSTED = "DefaultCPUAllocator: can't allocate memory"
 
@@ -50,6 +52,13 @@ def is_gpu_exhausted(error: Exception) -> bool:
     """Tell whether the GPU's memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(name in str(error) for name in GPU_EXHAUSTED)
+    )
+
+
+def is_gpu_lost(error: Exception) -> bool:
+    """Tell whether the GPU failed in a way that no call of this process gets over. Its memory is no such."""
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(name in str(error) for name in GPU_LOST)
     )
 
 

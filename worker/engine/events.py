@@ -175,14 +175,14 @@ class Warned:
 class Ended:
     """The attempt's own verdict.
 
-    stopped: how it left to go on later: the order it obeyed, or "pause" and "preempt" of its own accord for
-    disk_full and backoff; null = it is over.
+    stopped: how it left to go on later: the order it obeyed, or of its own accord "pause" and "preempt" for
+    disk_full and backoff, "crash" when its process is of no more use; null = it is over.
     """
 
     reason: str  # a reason code of the contract, e.g. "completed"
     message: str
     hint: str | None = None
-    stopped: Literal["cancel", "pause", "preempt"] | None = None
+    stopped: Literal["cancel", "pause", "preempt", "crash"] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
