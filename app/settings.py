@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.datasets.places import Sources, s3_root
 
 PREFIX = "SAIMP_"
 _UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -24,6 +26,16 @@ def _bytes(value: Any) -> Any:
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError("must be a number of bytes such as 536870912, 512MiB or 2GiB")
     return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def _s3_roots(text: str) -> str:
+    for url in _listed(text):
+        s3_root(url)
+    return text
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 class Settings(BaseSettings):
@@ -55,13 +67,20 @@ class Settings(BaseSettings):
     """Time limit of the data checks at submit, in seconds."""
     vram_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory a job may take."""
+    s3_roots: Annotated[str, AfterValidator(_s3_roots)] = ""
+    """s3://bucket/prefix URLs that data.path may name, and what is below them, separated by commas."""
     custom_models: str = ""
     """Allowed module prefixes of custom models, separated by commas; empty = none."""
 
     @property
     def custom_prefixes(self) -> tuple[str, ...]:
         """The modules that custom models may come from."""
-        return tuple(prefix.strip() for prefix in self.custom_models.split(",") if prefix.strip())
+        return _listed(self.custom_models)
+
+    @property
+    def sources(self) -> Sources:
+        """Where data.path may lead."""
+        return Sources(self.data_root, tuple(s3_root(url) for url in _listed(self.s3_roots)))
 
     @property
     def database(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.datasets.places import Sources
 from worker.engine.events import Rung
 
 Order = Literal["cancel", "pause", "preempt"]
@@ -55,7 +56,7 @@ class Assignment:
     config: dict[str, Any]
     resolved: dict[str, Any] | None
     data_fingerprint: str | None
-    data_root: Path
+    sources: Sources
     directory: Path
     log: Path
     plot: Path

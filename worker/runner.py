@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch._dynamo  # AdamW's constructor pulls it in: 0.75 s, better before the fork
 
-from app.datasets.errors import DataChanged
+from app.datasets.errors import DataChanged, SourceUnavailable
 from app.datasets.preflight import plan_document
 from app.datasets.schema import Dataset, open_dataset
 from app.datasets.split import SplitPlan, plan_split
@@ -176,7 +176,7 @@ class _Attempt:
         request = JobRequest.model_validate_json(json.dumps(self._assignment.config))
         yield PhaseChanged("preparing")
         dataset = open_dataset(
-            self._assignment.data_root, request.data, budget_bytes=self._assignment.stream_budget
+            self._assignment.sources, request.data, budget_bytes=self._assignment.stream_budget
         )
         if self._assignment.data_fingerprint not in (None, dataset.fingerprint):
             raise DataChanged(
@@ -401,6 +401,9 @@ def _verdict(error: Exception) -> Ended:
     match error:
         case DataChanged():
             return Ended("data_changed", error.message, error.hint)
+        case SourceUnavailable():
+            # A store may be back in a minute, and must not be asked for ever.
+            return Ended("storage_error", error.message, error.hint, stopped="crash")
         case InvalidData():
             return Ended("data_invalid", error.message, error.hint)
         case ConfigInvalid():

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -249,7 +250,7 @@ class Supervisor:
                 config=claim.config,
                 resolved=claim.resolved,
                 data_fingerprint=claim.data_fingerprint,
-                data_root=self._paths.data_root,
+                sources=replace(self._settings.sources, folder=self._paths.data_root),
                 directory=directory,
                 log=self._paths.log(log_name),
                 plot=self._paths.plot(log_name),

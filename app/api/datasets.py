@@ -14,8 +14,9 @@ from app.api.body import json_body
 from app.api.explain import read_job
 from app.api.reply import Json
 from app.api.services import Use
+from app.datasets.catalog import list_bucket
 from app.datasets.catalog import list_datasets as datasets_below
-from app.datasets.errors import NoFiles, PreflightTimeout
+from app.datasets.errors import NoFiles, PreflightTimeout, SourceUnavailable
 from app.errors import InvalidRequest, Problem, ServiceError
 from app.jobs.config import Column, DataConfig
 
@@ -124,10 +125,16 @@ class InspectQuery(parameters.Query):
 
 @router.get("/datasets", operation_id="list_datasets", response_model=schemas.DatasetPage)
 def list_datasets(use: Use) -> Response:
-    """List what can be the data.path of a job: files and folders of Parquet."""
-    entries = datasets_below(use.settings.data_root)
+    """List what can be the data.path of a job: files and folders of Parquet, here and in allowed buckets."""
+    sources = use.settings.sources
+    entries, warnings = [*datasets_below(sources.folder)], []
+    for bucket in sources.buckets:
+        try:
+            entries += list_bucket(bucket)
+        except SourceUnavailable as error:
+            warnings.append({"code": error.code, "message": error.message})
     data = [{"path": e.path, "kind": e.kind, "files": e.files, "size_bytes": e.size_bytes} for e in entries]
-    return Json({"data": data})
+    return Json({"data": data, "warnings": warnings})
 
 
 @router.get("/datasets/{path:path}", operation_id="read_dataset", response_model=Description)
@@ -143,7 +150,7 @@ def read_dataset(
     data = _data({"data": {"path": path, **query.model_dump()}}, [])
     try:
         found = inspect_dataset(
-            use.settings.data_root,
+            use.settings.sources,
             data,
             deadline=time.monotonic() + use.settings.preflight_s,
             budget_bytes=use.settings.stream_budget,
@@ -163,7 +170,7 @@ def audit_dataset(body: Body, use: Use) -> Response:
     data = _data(*body)
     try:
         found = audit(
-            use.settings.data_root,
+            use.settings.sources,
             data,
             deadline=time.monotonic() + use.settings.preflight_s,
             budget_bytes=use.settings.stream_budget,

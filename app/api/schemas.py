@@ -268,6 +268,8 @@ class DatasetEntry(Answer):
 
 class DatasetPage(Answer):
     data: list[DatasetEntry]
+    warnings: list[dict[str, str]]
+    """Buckets that could not be listed."""
 
 
 class Artifact(Answer):

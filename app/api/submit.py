@@ -89,7 +89,7 @@ def _preflight(services: Services, request: JobRequest) -> Preflight:
 
     settings = services.settings
     return preflight(
-        settings.data_root, request, limit_s=settings.preflight_s, budget_bytes=settings.stream_budget
+        settings.sources, request, limit_s=settings.preflight_s, budget_bytes=settings.stream_budget
     )
 
 

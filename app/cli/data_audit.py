@@ -45,9 +45,8 @@ def audit(
     The exit code is 1 when something is found, or no job could train on the data.
     """
     settings = load(data_root=data_root)
-    root = settings.data_root
     data = data_section(
-        root,
+        settings.data_root,
         path,
         group=group,
         timestamp=timestamp,
@@ -57,7 +56,7 @@ def audit(
         window=window,
     )
     try:
-        found = audit_dataset(root, data, budget_bytes=settings.stream_budget)
+        found = audit_dataset(settings.sources, data, budget_bytes=settings.stream_budget)
     except DataError as error:
         raise refuse(error) from None
     if output is Output.json:

@@ -52,9 +52,8 @@ def inspect(
     The exit code is 1 when a job could not train on it.
     """
     settings = load(data_root=data_root)
-    root = settings.data_root
     data = data_section(
-        root,
+        settings.data_root,
         path,
         group=group,
         timestamp=timestamp,
@@ -64,7 +63,9 @@ def inspect(
         window=window,
     )
     try:
-        found = inspect_dataset(root, data, budget_bytes=settings.stream_budget, has_features=not is_quick)
+        found = inspect_dataset(
+            settings.sources, data, budget_bytes=settings.stream_budget, has_features=not is_quick
+        )
     except DataError as error:
         raise refuse(error) from None
     if output is Output.json:

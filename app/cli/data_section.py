@@ -14,7 +14,10 @@ from app.errors import shown
 from app.jobs.config import DataConfig
 
 PathArgument = Annotated[
-    str, typer.Argument(help="File, folder or glob below the data root, e.g. demo.", show_default=False)
+    str,
+    typer.Argument(
+        help="File, folder or glob below the data root, e.g. demo, or s3://...", show_default=False
+    ),
 ]
 GroupOption = Annotated[str | None, typer.Option(help="Column that separates series.")]
 TimestampOption = Annotated[str, typer.Option(help="Column of the time.")]

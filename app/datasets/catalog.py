@@ -7,12 +7,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
 from app.datasets.errors import NoFiles, NotARegularFile, PathOutsideDataRoot, SourceUnavailable
-from app.datasets.places import Place, Root, S3Path, glob_pattern
+from app.datasets.places import S3_SCHEME, Place, Root, S3Path, Sources, aws_reason, glob_pattern
 from app.errors import shown
 
 SUFFIXES = (".parquet", ".pq", ".parq")
@@ -20,12 +20,13 @@ MAX_FILES = 100_000
 MAX_RECURSIVE = 4  # `**` in one glob
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:|[A-Za-z]:/")
+_BUCKETS = "The operator names the buckets that jobs may read in SAIMP_S3_ROOTS."
 _RULE = "Give a file, folder or glob relative to the data root, such as demo or btc/2025-*.parquet."
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A regular file below the data root. name: relative to the root, POSIX."""
+    """A regular file below a root. name: relative to the root, POSIX."""
 
     name: str
     path: Place
@@ -33,7 +34,7 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class DatasetEntry:
-    """Something directly below the data root that can be a `data.path`."""
+    """Something directly below a root that can be a `data.path`."""
 
     path: str
     kind: str  # "file" | "folder"
@@ -47,6 +48,14 @@ def find_files(root: Root, pattern: str) -> tuple[FoundFile, ...]:
     A folder means every Parquet file below it; symbolic links to folders inside it are not followed.
     Raises PathOutsideDataRoot, NotARegularFile, NoFiles, SourceUnavailable.
     """
+    wanted = pattern
+    if isinstance(root, Sources):
+        below, pattern = root.of(pattern)
+        if below is None:
+            raise PathOutsideDataRoot(
+                f"{shown(wanted)!r} is not below a bucket this service may read.", _BUCKETS
+            )
+        root = below
     segments = _segments(pattern)
     name = "/".join(segments)
     if segments and _is_ours(segments[0]):
@@ -55,10 +64,11 @@ def find_files(root: Root, pattern: str) -> tuple[FoundFile, ...]:
     for file in _in_folder(root.resolve(), name) if isinstance(root, Path) else _in_bucket(root, name):
         found[file.name] = file
         if len(found) > MAX_FILES:
-            raise NoFiles(f"{shown(pattern)!r} matches more than {MAX_FILES} files.", "Narrow the path.")
+            raise NoFiles(f"{shown(wanted)!r} matches more than {MAX_FILES} files.", "Narrow the path.")
     if not found:
         raise NoFiles(
-            f"No Parquet file matches {shown(pattern)!r} below the data root.",
+            f"No Parquet file matches {shown(wanted)!r}"
+            f"{' below the data root' if isinstance(root, Path) else ''}.",
             _did_you_mean(root, segments) + "GET /datasets lists what is there; files end in .parquet.",
         )
     return tuple(found[key] for key in sorted(found))
@@ -79,8 +89,14 @@ def _did_you_mean(root: Root, segments: Sequence[str]) -> str:
 
 
 def list_datasets(root: Root) -> tuple[DatasetEntry, ...]:
-    """List the files and folders directly below the data root that hold Parquet files, by name."""
-    if not isinstance(root, Path):
+    """List the files and folders directly below a root that hold Parquet files, by name.
+
+    Raises SourceUnavailable.
+    """
+    if isinstance(root, Sources):
+        buckets = [entry for bucket in root.buckets for entry in list_bucket(bucket)]
+        return (*list_datasets(root.folder), *buckets)
+    if isinstance(root, S3Path):
         return _entries_of_bucket(root)
     home = root.resolve()
     entries = []
@@ -94,6 +110,13 @@ def list_datasets(root: Root) -> tuple[DatasetEntry, ...]:
             kind = "folder" if is_folder else "file"
             entries.append(DatasetEntry(child.name, kind, len(sizes), sum(sizes)))
     return tuple(entries)
+
+
+def list_bucket(bucket: S3Path) -> tuple[DatasetEntry, ...]:
+    """List an allowed bucket by the URLs that are its `data.path`. Raises SourceUnavailable."""
+    return tuple(
+        replace(entry, path=f"{S3_SCHEME}{bucket.key}/{entry.path}") for entry in _entries_of_bucket(bucket)
+    )
 
 
 def _segments(pattern: str) -> list[str]:
@@ -156,11 +179,11 @@ def _entries_of_bucket(root: S3Path) -> tuple[DatasetEntry, ...]:
 def _objects(root: S3Path, name: str) -> Iterator[tuple[FoundFile, int]]:
     """Every object at or below a name, with its size. Raises SourceUnavailable."""
     try:
-        for path, found in (root / name).files():
-            yield FoundFile(path.key.removeprefix(root.key).lstrip("/"), path), found.st_size
+        for path, size in (root / name).files():
+            yield FoundFile(path.key.removeprefix(root.key).lstrip("/"), path), size
     except OSError as error:
         raise SourceUnavailable(
-            "The bucket of the data root cannot be listed.",
+            f"The bucket {shown(root.key)!r} cannot be listed: {aws_reason(error) or 'no answer'}.",
             "Check credentials, region and endpoint of the service, then try again.",
         ) from error
 

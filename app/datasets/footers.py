@@ -10,8 +10,14 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from app.datasets.errors import BadColumnName, BadMetadata, BadTimestamp, DataError, SchemaMismatch
-from app.datasets.parquet import FooterBytes, open_parquet, read_footer_bytes, refuse_encrypted_columns
-from app.datasets.places import Place
+from app.datasets.parquet import (
+    FooterBytes,
+    open_parquet,
+    read_footer_bytes,
+    reading,
+    refuse_encrypted_columns,
+)
+from app.datasets.places import Place, S3Path
 from app.errors import shown
 
 MAX_NAME = 256
@@ -72,6 +78,9 @@ def decoded_type(kind: Any) -> Any:
 
 def read_footer(path: Place, name: str) -> Footer:
     """Read and check one footer. Raises the DataErrors of a file that cannot be used."""
+    if isinstance(path, S3Path):
+        with reading(path, name):
+            path = path.pin()
     content = read_footer_bytes(path, name)
     with open_parquet(path, name) as file:
         refuse_encrypted_columns(file, content, name)

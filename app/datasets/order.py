@@ -15,6 +15,7 @@ import pyarrow as pa
 from app.datasets.errors import BadTimestamp, CorruptFile
 from app.datasets.footers import Footer
 from app.datasets.parquet import check_deadline, read_columns, read_first
+from app.datasets.places import S3Path, each
 from app.datasets.times import TimeUnit, detect_unit, raw_times
 from app.errors import shown
 
@@ -59,7 +60,12 @@ def order_by_time(
     where files begin together. Raises BadTimestamp when units are mixed, PreflightTimeout past `deadline`.
     """
     stored: TimeUnit | None = getattr(footers[0].types[timestamp], "unit", None)
-    times = {f.name: _times(f, timestamp, is_grouped, group, deadline) for f in footers}
+    names = [footer.name for footer in footers]
+    is_remote = isinstance(footers[0].path, S3Path)
+    found_times = each(
+        lambda footer: _times(footer, timestamp, is_grouped, group, deadline), footers, is_remote=is_remote
+    )
+    times = dict(zip(names, found_times, strict=True))
     units = {name: stored or detect_unit(found.first) for name, found in times.items()}
     unit = units[footers[0].name]
     for footer in footers:
@@ -76,9 +82,8 @@ def order_by_time(
         if not is_grouped and ties[found.first] > 1:
             found = _all_times(footer, timestamp, None, deadline)
         keys[footer.name] = found.first, found.last if ties[found.first] > 1 else found.first, footer.name
-    names = _by_groups(times, keys)
     by_name = {footer.name: footer for footer in footers}
-    return Ordered(tuple(by_name[name] for name in names), unit, stored is None)
+    return Ordered(tuple(by_name[name] for name in _by_groups(times, keys)), unit, stored is None)
 
 
 def _by_groups(times: Mapping[str, _Times], keys: Mapping[str, _Key]) -> list[str]:

@@ -27,7 +27,7 @@ from app.datasets.errors import (
     Truncated,
     UnsupportedFeature,
 )
-from app.datasets.places import Place, opened
+from app.datasets.places import Place, S3Path, aws_reason, openable
 from app.errors import shown
 
 BATCH_ROWS = 1 << 17
@@ -100,7 +100,7 @@ def open_parquet(path: Place, name: str) -> Iterator[pq.ParquetFile]:
     with (
         reading(path, name),
         pq.ParquetFile(
-            opened(path),
+            openable(path),
             pre_buffer=False,
             buffer_size=BUFFER_BYTES,
             thrift_string_size_limit=THRIFT_STRING_BYTES,
@@ -176,6 +176,14 @@ def reading(path: Place, name: str) -> Iterator[None]:
         raise _classified(error, path, name) from error
 
 
+def unavailable(error: OSError, name: str) -> SourceUnavailable:
+    """Say that an object cannot be had, and why as far as the S3 client knows."""
+    return SourceUnavailable(
+        f"{shown(name)} cannot be had from its bucket: {aws_reason(error) or 'no answer'}.",
+        "Check the network, and credentials, region and endpoint of the service; then try again.",
+    )
+
+
 def has_page_checksums(path: Place) -> bool:
     """Whether the header of the first page, right behind the magic number, carries a CRC.
 
@@ -201,11 +209,8 @@ def _classified(error: Exception, path: Place, name: str) -> DataError:
     if isinstance(error, FileNotFoundError | PermissionError):
         why = "is gone" if isinstance(error, FileNotFoundError) else "may not be read by the service"
         return NotParquet(f"{shown(name)} {why}.", "Check the file, then try again.")
-    if "aws error" in text:
-        return SourceUnavailable(
-            f"{shown(name)} cannot be had from its bucket: {reason}",
-            "Check credentials, region and endpoint of the service, then try again.",
-        )
+    if isinstance(path, S3Path) and isinstance(error, OSError):
+        return unavailable(error, name)
     if "encrypt" in text or "decrypt" in text:
         return UnsupportedFeature(f"{shown(name)} is encrypted.", _ENCRYPTED_HINT)
     if ("codec" in text or "compression" in text) and re.search("not built|unsupported|not supported", text):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.datasets.errors import DataError, PreflightTimeout
+from app.datasets.errors import DataError, PreflightTimeout, SourceUnavailable
 from app.datasets.places import Root
 from app.datasets.schema import STREAM_BUDGET, Dataset, open_dataset
 from app.datasets.split import DropReason, PartName, PartPlan, SplitPlan, plan_split
@@ -45,12 +45,15 @@ def preflight(
 
     budget_bytes: memory of the stream; rows that cannot be decoded in it are a problem.
     Past the limit the result has no plan and the warning `preflight_partial`.
+    Raises SourceUnavailable: that says nothing of the request.
     """
     deadline = time.monotonic() + limit_s
     dataset: Dataset | None = None
     try:
         dataset = open_dataset(root, request.data, deadline=deadline, budget_bytes=budget_bytes)
         plan = _planned(dataset, request, deadline)
+    except SourceUnavailable:
+        raise
     except DataError as error:
         return Preflight(dataset, None, dataset.warnings if dataset else (), error.problems)
     except PreflightTimeout:

@@ -23,7 +23,7 @@ from app.datasets.footers import MAX_FAULTS, Footer, Metadata, check_same_schema
 from app.datasets.order import Ordered, order_by_time
 from app.datasets.pages import refuse_large_pages
 from app.datasets.parquet import check_deadline, has_page_checksums, read_columns, read_first
-from app.datasets.places import Root
+from app.datasets.places import Root, S3Path, each
 from app.datasets.times import TimeUnit
 from app.datasets.values import decoded_row_bytes
 from app.errors import shown
@@ -46,7 +46,7 @@ class DataFile:
     """One Parquet file: its place in content order is its place in `Dataset.files`."""
 
     name: str  # relative to the data root, POSIX
-    path: Any  # a Place; Any as long as the stream takes local files only
+    path: Any  # a Place
     row_groups: tuple[int, ...]  # rows in each
 
     @property
@@ -126,13 +126,22 @@ class _Roles:
 
 
 def _read_footers(found: Iterable[FoundFile], deadline: float | None) -> list[Footer]:
-    footers, faults = [], []
-    for file in found:
+    def read(file: FoundFile) -> Footer | DataError:
         check_deadline(deadline)
         try:
-            footers.append(read_footer(file.path, file.name))
+            return read_footer(file.path, file.name)
         except DataError as fault:
-            faults.append(fault)
+            return fault
+
+    footers: list[Footer] = []
+    faults: list[DataError] = []
+    found = list(found)
+    with closing(each(read, found, is_remote=isinstance(found[0].path, S3Path))) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Footer):
+                footers.append(outcome)
+            else:
+                faults.append(outcome)
             if len(faults) == MAX_FAULTS:
                 break
     if faults:

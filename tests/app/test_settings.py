@@ -59,6 +59,6 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
 
 def test_the_readme_has_a_row_for_every_setting() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert set(re.findall(r"SAIMP_[A-Z_]+[A-Z]", readme)) == {
+    assert set(re.findall(r"SAIMP_[A-Z0-9_]+[A-Z]", readme)) == {
         PREFIX + name.upper() for name in Settings.model_fields
     }

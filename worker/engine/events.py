@@ -176,7 +176,8 @@ class Ended:
     """The attempt's own verdict.
 
     stopped: how it left to go on later: the order it obeyed, or of its own accord "pause" and "preempt" for
-    disk_full and backoff, "crash" when its process is of no more use; null = it is over.
+    disk_full and backoff, "crash" when its process or the source of its data is of no more use; null = it is
+    over.
     """
 
     reason: str  # a reason code of the contract, e.g. "completed"

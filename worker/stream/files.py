@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from app.datasets.parquet import unavailable
+from app.datasets.places import Place, S3Path
 from app.datasets.schema import Dataset
 from worker.stream.plain import Pages, find_pages
 
-Look = tuple[int, int]  # size, time of the last change in ns
+Look = tuple[int, int | str]  # size, and time of the last change in ns or entity tag
 
 
 class Files:
@@ -18,16 +21,17 @@ class Files:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._looks = [self._look(file) for file in range(len(dataset.files))]
+        self._looks = [_pinned(file.path) for file in dataset.files]
         self._pages: dict[tuple[int, int], Pages | None] = {}
         features = dataset.features
         self.plain_width = 0  # bytes of a row of a binary column, else 0
-        if features.layout == "binary":
+        if features.layout == "binary" and isinstance(dataset.files[0].path, Path):
             self.plain_width = prod(features.shape) * np.dtype(features.dtype).itemsize
 
     def has_changed(self, file: int) -> bool:
-        """Tell whether a file is gone, or has another size or time than at the start."""
-        look = self._look(file)
+        """Tell whether a file is gone, or looks different than at the start. Raises SourceUnavailable."""
+        place = self._dataset.files[file]
+        look = _look(place.path, place.name)
         return look is None or look != self._looks[file]
 
     def pages(self, file: int, row_group: int, footer: pq.FileMetaData) -> Pages | None:
@@ -38,9 +42,26 @@ class Files:
             self._pages[key] = find_pages(footer, row_group, column, self.plain_width)
         return self._pages[key]
 
-    def _look(self, file: int) -> Look | None:
-        try:
-            found = self._dataset.files[file].path.stat()
-        except OSError:
-            return None
-        return found.st_size, found.st_mtime_ns
+
+def _pinned(place: Place) -> Look | None:
+    """How a file looked when its footer was read, as near as that is known."""
+    if isinstance(place, S3Path):
+        assert place.pinned is not None, "footers pin their objects"
+        return place.pinned.st_size, place.pinned.etag
+    return _look(place, place.name)
+
+
+def _look(place: Place, name: str) -> Look | None:
+    """How a file looks now; null when it is gone."""
+    try:
+        if isinstance(place, S3Path):
+            found = place.stat()
+            return found.st_size, found.etag
+        status = place.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if isinstance(place, S3Path):
+            raise unavailable(error, name) from error
+        return None
+    return status.st_size, status.st_mtime_ns

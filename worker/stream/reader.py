@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from app.datasets.errors import DataChanged, DataError, SchemaMismatch
+from app.datasets.errors import DataChanged, DataError, SchemaMismatch, SourceUnavailable
 from app.datasets.parquet import BUFFER_BYTES, THRIFT_CONTAINER_ITEMS, THRIFT_STRING_BYTES, reading
+from app.datasets.places import Place, S3Path, openable
 from app.datasets.schema import Dataset
 from app.errors import shown
 from worker.stream.block import Block
@@ -196,11 +197,13 @@ class Reader:
             opened.close()
         units = slice(*np.searchsorted(self._layout.files, [file, file + 1]).tolist())
         path = self._dataset.files[file].path
+        is_sliced = bool(self._layout.is_slice[units].any())
         parquet = pq.ParquetFile(
-            path,
-            pre_buffer=False,
+            openable(path),
+            # All columns of a row group with few requests, at once.
+            pre_buffer=isinstance(path, S3Path) and not is_sliced,
             # A giant row group is read through a buffer, not a whole column chunk at once.
-            buffer_size=BUFFER_BYTES if self._layout.is_slice[units].any() else 0,
+            buffer_size=BUFFER_BYTES if is_sliced else 0,
             thrift_string_size_limit=THRIFT_STRING_BYTES,
             thrift_container_size_limit=THRIFT_CONTAINER_ITEMS,
             page_checksum_verification=self._verify_checksums
@@ -224,7 +227,7 @@ class Reader:
             with reading(self._dataset.files[file].path, origin.name):
                 yield
         except DataError as error:
-            if not self._files.has_changed(file):
+            if isinstance(error, SourceUnavailable) or not self._files.has_changed(file):
                 raise
             raise _changed(origin.name) from error
 
@@ -255,13 +258,14 @@ class _Pass(NamedTuple):
 class _OpenFile:
     """A file as Arrow reads it and, once asked for, as plain bytes."""
 
-    def __init__(self, path: Path, parquet: pq.ParquetFile) -> None:
+    def __init__(self, path: Place, parquet: pq.ParquetFile) -> None:
         self.parquet = parquet
         self._path = path
         self._plain: PlainFile | None = None
 
     def plain(self, width: int) -> PlainFile:
         if self._plain is None:
+            assert isinstance(self._path, Path), "plain bytes are read from local files only"
             self._plain = PlainFile(self._path, width)
         return self._plain
 

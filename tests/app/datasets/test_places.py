@@ -11,50 +11,30 @@ from app.datasets.audit import audit_dataset
 from app.datasets.catalog import find_files, list_datasets
 from app.datasets.errors import DataError
 from app.datasets.inspect import inspect_dataset
-from app.datasets.places import Root, S3Path, glob_pattern, root_at
+from app.datasets.places import S3Path, Sources, glob_pattern, s3_root
 from app.datasets.preflight import preflight
 from app.datasets.schema import open_dataset
 from app.datasets.split import plan_split
 from app.jobs.config import DataConfig, JobRequest
 from tests.app.datasets.make import START_S, table, write
 from tests.app.datasets.market import market, table_of
-
-moto = pytest.importorskip("moto.server")
-fs = pytest.importorskip("pyarrow.fs")
+from tests.buckets import CREDENTIALS, make_bucket, serving, upload
 
 DATA = DataConfig(path="set", window=5)
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
+    with pytest.MonkeyPatch.context() as patch, serving() as address:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield address
 
 
 @pytest.fixture
-def bucket(endpoint: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(endpoint: str) -> str:
     """An empty bucket's URL."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    name = f"b{abs(hash(request.node.name))}"
-    query = f"scheme=http&endpoint_override={endpoint}&region=us-east-1&allow_bucket_creation=true"
-    system, _ = fs.FileSystem.from_uri(f"s3://{name}?{query}")
-    system.create_dir(name)
-    return f"s3://{name}/desk?{query}"
-
-
-def upload(folder: Path, url: str) -> Root:
-    """Copy a folder's files below a prefix."""
-    system, key = fs.FileSystem.from_uri(url)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with system.open_output_stream(f"{key}/{path.relative_to(folder).as_posix()}") as stream:
-                stream.write(path.read_bytes())
-    return root_at(url)
+    return make_bucket(endpoint)
 
 
 def test_a_bucket_is_planned_described_and_named_like_a_folder(tmp_path: Path, bucket: str) -> None:
@@ -144,16 +124,59 @@ def test_a_changed_object_looks_different(tmp_path: Path, bucket: str) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_unavailable(bucket: str) -> None:
-    url = bucket.replace("s3://b", "s3://missing-b")
+    url = bucket.replace("s3://bucket", "s3://missing-bucket")
     with pytest.raises(DataError) as caught:
-        find_files(root_at(url), "set")
+        find_files(s3_root(url), "set")
     assert (caught.value.code, caught.value.status) in [("source_unavailable", 503), ("no_files", 422)]
 
 
-def test_a_root_is_a_folder_unless_it_is_a_url(tmp_path: Path) -> None:
-    assert root_at(str(tmp_path)) == tmp_path
-    with pytest.raises(ValueError, match="s3://bucket/prefix"):
-        root_at("s3://")
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("s3://", "s3://bucket/prefix"),
+        ("/data", "s3://bucket/prefix"),
+        ("https://bucket/prefix", "s3://bucket/prefix"),
+        ("s3://bucket//prefix", "s3://bucket/prefix"),
+        ("s3://key:secret@bucket/prefix", "holds no credentials"),
+        ("s3://bucket/prefix?anything=1", "not 'anything'"),
+    ],
+)
+def test_what_the_operator_allows_is_a_url_without_secrets(url: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        s3_root(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_path_leads_below_the_folder_or_the_longest_allowed_url(tmp_path: Path) -> None:
+    wide, deep = s3_root("s3://desk/"), s3_root("s3://desk/btc?region=eu-west-1")
+    sources = Sources(tmp_path, (wide, deep))
+    assert sources.of("btc/a") == (tmp_path, "btc/a")
+    assert sources.of("s3://desk/eth/a?.parquet") == (wide, "eth/a?.parquet")
+    assert sources.of("s3://desk/btc/2025") == (deep, "2025")
+    assert sources.of("s3://desk/btc") == (deep, ".")
+    assert sources.of("s3://desk/btc2") == (wide, "btc2")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://desk",
+        "s3://desktop/btc",
+        "s3://desk/btc/../eth",
+        "s3://desk/btc/%2e%2e/eth",
+        "s3://desk/btc\\x",
+        "s3://DESK/btc/a",
+        "S3://desk/btc/a",
+        "s3://key:secret@desk/btc/a",
+        "s3://desk/btcx",
+        "https://desk/btc/a",
+    ],
+)
+def test_only_what_the_operator_allows_can_be_named(tmp_path: Path, path: str) -> None:
+    sources = Sources(tmp_path, (s3_root("s3://desk/btc"),))
+    with pytest.raises(DataError) as caught:
+        find_files(sources, path)
+    assert caught.value.code == "path_outside_data_root"
 
 
 def test_globs_keep_inside_a_name() -> None:

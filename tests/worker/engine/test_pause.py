@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from app.datasets.places import Sources
 from app.jobs.config import JobRequest
 from worker import runner
 from worker.assignment import Assignment, Order, Resume
@@ -65,7 +66,7 @@ def attempt(
         config=CONFIG.model_dump(mode="json"),
         resolved=None,
         data_fingerprint=None,
-        data_root=folder,
+        sources=Sources(folder),
         directory=directory,
         log=folder / "log.txt",
         plot=folder / "plot.png",
