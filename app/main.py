@@ -33,6 +33,7 @@ from app.api import (
     openapi,
     plot,
     problems,
+    prometheus,
     system,
 )
 from app.api.services import Services
@@ -46,7 +47,7 @@ from app.settings import Settings, load
 SCHEMA_WAIT_S = 30.0
 SHUTDOWN_S = 5
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-PARTS = (jobs, lifecycle, metrics, logs, plot, checkpoint, artifacts, datasets, system, docs)
+PARTS = (jobs, lifecycle, metrics, logs, plot, checkpoint, artifacts, datasets, system, prometheus, docs)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -29,7 +29,18 @@ class QueueQuery(parameters.Query):
 @router.get("/", operation_id="read_service", response_model=schemas.Service)
 def read_service() -> Response:
     """Say what this is and where things are."""
-    links = ("jobs", "datasets", "queue", "workers", "docs", "openapi.json", "healthz", "readyz", "version")
+    links = (
+        "jobs",
+        "datasets",
+        "queue",
+        "workers",
+        "docs",
+        "openapi.json",
+        "healthz",
+        "readyz",
+        "version",
+        "metrics",
+    )
     return Json(
         {"name": "SAIMP Train", "version": version_text(), "links": {name: f"/{name}" for name in links}}
     )

@@ -62,6 +62,12 @@ class Reading(Door):
             rows = connection.execute(query).all()
         return rows[:limit], len(rows) > limit
 
+    def counts(self) -> Mapping[str, int]:
+        """Count the jobs of each status there is."""
+        query = sa.select(job.c.status, sa.func.count()).group_by(job.c.status)
+        with self.database.reading() as connection:
+            return {status: int(number) for status, number in connection.execute(query)}
+
     def position(self, row: Row) -> int | None:
         """Count the place of a queued job, from 1; null when it is not queued."""
         if row.status != Status.QUEUED:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from app.api import problems, schemas
+from app.jobs.queue import Facts
 from app.main import create_app
 from app.settings import Settings
 from tests.app.api.service import Service
@@ -175,6 +176,7 @@ def test_every_operation_has_a_stable_name_and_names_its_problems(api: Service) 
         "GET /jobs/{job_id}/logs": "read_log",
         "GET /jobs/{job_id}/metrics": "read_metrics",
         "GET /jobs/{job_id}/plot": "read_plot",
+        "GET /metrics": "read_service_metrics",
         "GET /queue": "read_queue",
         "GET /readyz": "read_readiness",
         "GET /version": "read_version",
@@ -277,3 +279,23 @@ def test_on_a_network_it_answers_to_no_public_name(tmp_path: Path, host: str, st
     app = create_app(Settings(data_root=tmp_path, logs_root=tmp_path, host="0.0.0.0"))
     answer = TestClient(app, base_url="http://127.0.0.1").get("/healthz", headers={"Host": host})
     assert answer.status_code == status
+
+
+def test_prometheus_reads_what_there_is(api: Service) -> None:
+    claim = api.claimed(name='"quoted"')
+    progress = {"epoch": 2, "epochs": 4, "batch": 5, "batches": 10, "samples_per_s": float("nan")}
+    api.queue.record(claim.job_id, claim.attempt, Facts(progress=progress))
+    api.save(claim, b"weights")
+    api.queue.greet(OWNER, SLOT, {})
+    answer = api.client.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    lines = answer.text.splitlines()
+    for line in lines:
+        assert re.fullmatch(r'# (HELP|TYPE) saimp_\w+ .+|saimp_\w+({\w+="[^"\\]*"})? [-+.e\d]+', line), line
+    assert 'saimp_jobs{status="running"} 1' in lines
+    assert 'saimp_jobs{status="failed"} 0' in lines
+    assert "saimp_workers 1" in lines
+    assert "saimp_queue_open 1" in lines
+    assert f'saimp_job_progress_ratio{{job="{claim.job_id}"}} 0.375' in lines
+    assert f'saimp_job_best_val_loss{{job="{claim.job_id}"}} 1' in lines
+    assert "samples_per_second{" not in answer.text, "what is not known is left out"
