@@ -70,26 +70,36 @@ def test_any_cut_of_the_step_trains_the_weights_of_the_whole_batch(
 
 @each_model
 def test_the_classic_reduction_is_the_mean_of_means(model: dict[str, Any]) -> None:
-    samples = make_samples(15)
-    request = make_request(model=model, training={"loss_reduction": "micro_batch", "epochs": 1})
+    samples = make_samples(34)  # two steps of 15 and a short one of 3 + 1
+    training = {"loss_reduction": "micro_batch", "epochs": 2}
+    request = make_request(model=model, training=training)
     run, by_hand = (make_run(request, train=samples, dtype=torch.float64) for _ in range(2))
     criterion = CrossEntropyLoss(torch.tensor(WEIGHTS).double())
     optimizer = torch.optim.AdamW(by_hand.model.parameters(), lr=1e-4, weight_decay=1e-5, foreach=False)
-    for x_BTF, labels_B in zip(
-        torch.split(samples.windows().double(), 3), torch.split(samples.labels_N, 3), strict=True
-    ):
-        (criterion(by_hand.model(x_BTF), labels_B) / 5).backward()
-    optimizer.step()
+    x_NTF = samples.windows().double()
+    for _ in range(2):
+        for x_STF, labels_S in zip(torch.split(x_NTF, 15), torch.split(samples.labels_N, 15), strict=True):
+            optimizer.zero_grad()
+            for x_BTF, labels_B in zip(torch.split(x_STF, 3), torch.split(labels_S, 3), strict=True):
+                (criterion(by_hand.model(x_BTF), labels_B) / 5).backward()
+            optimizer.step()
     train(run)
     torch.testing.assert_close(weights_of(run), weights_of(by_hand), rtol=1e-12, atol=1e-12)
-    exact = make_run(make_request(model=model, training={"epochs": 1}), train=samples, dtype=torch.float64)
+    exact = make_run(make_request(model=model, training={"epochs": 2}), train=samples, dtype=torch.float64)
     train(exact)
     assert not torch.allclose(weights_of(run), weights_of(exact), rtol=1e-12, atol=1e-12)
 
 
-def gradient(precision: str, cut: dict[str, Any], samples: InMemory, dtype: torch.dtype) -> Tensor:
+def gradient(
+    precision: str,
+    cut: dict[str, Any],
+    samples: InMemory,
+    dtype: torch.dtype,
+    loss: dict[str, Any],
+) -> Tensor:
     """Return the gradient of one step, at its true size."""
-    run = make_run(make_request(model=VIVIT, precision=precision, training=cut), dtype=dtype, train=samples)
+    request = make_request(model=VIVIT, precision=precision, training=cut, loss=loss)
+    run = make_run(request, dtype=dtype, train=samples)
     # Small enough that fp16 does not overflow: the scaler would skip the step.
     if run.precision.scaler is not None:
         run.precision.scaler._init_scale = 256.0
@@ -105,13 +115,15 @@ def gradient(precision: str, cut: dict[str, Any], samples: InMemory, dtype: torc
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("cut", ["5x3", "3x5", "1x15", "4+4+4+3"])
-def test_accumulating_rounds_no_more_than_twice_the_whole_batch(precision: str, cut: str) -> None:
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "ordinal"])
+def test_accumulating_rounds_no_more_than_twice_the_whole_batch(precision: str, cut: str, name: str) -> None:
+    loss = {"name": name}
     whole_error = cut_error = 0.0
     for seed in range(8):
         samples = make_samples(15, seed=seed)
-        exact = gradient("fp32", CUTS["15x1"], samples, torch.float64)
-        whole = gradient(precision, CUTS["15x1"], samples, torch.float32)
-        accumulated = gradient(precision, CUTS[cut], samples, torch.float32)
+        exact = gradient("fp32", CUTS["15x1"], samples, torch.float64, loss)
+        whole = gradient(precision, CUTS["15x1"], samples, torch.float32, loss)
+        accumulated = gradient(precision, CUTS[cut], samples, torch.float32, loss)
         whole_error += float((whole - exact).norm() / exact.norm())
         cut_error += float((accumulated - exact).norm() / exact.norm())
     assert 0 < cut_error <= 2 * whole_error
