@@ -44,11 +44,11 @@ class Point:
 class Assignment:
     """One attempt at one job.
 
-    resolved: what the first attempt settled; null on the first. data_fingerprint: pinned at submit.
-    directory: the attempt's own folder. stream_budget in bytes, vram_fraction in 0..1. resume: null = from
-    the start; init_from: weights to start with; rung: where on the OOM ladder to start, at the first attempt
-    because of a job like it, later because of the attempt before; curve: the epochs that are done;
-    custom_prefixes: modules that custom models may come from.
+    plans: folder of known plans. resolved: what the first attempt settled; null on the first.
+    data_fingerprint: pinned at submit. directory: the attempt's own folder. stream_budget in bytes,
+    vram_fraction in 0..1. resume: null = from the start; init_from: weights to start with; rung: where on the
+    OOM ladder to start, at the first attempt because of a job like it, later because of the attempt before;
+    curve: the epochs that are done; custom_prefixes: modules that custom models may come from.
     """
 
     job_id: str
@@ -57,6 +57,7 @@ class Assignment:
     resolved: dict[str, Any] | None
     data_fingerprint: str | None
     sources: Sources
+    plans: Path
     directory: Path
     log: Path
     plot: Path

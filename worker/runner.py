@@ -24,9 +24,10 @@ import torch
 import torch._dynamo  # AdamW's constructor pulls it in: 0.75 s, better before the fork
 
 from app.datasets.errors import DataChanged, SourceUnavailable
+from app.datasets.plans import planned
 from app.datasets.preflight import plan_document
 from app.datasets.schema import Dataset, open_dataset
-from app.datasets.split import SplitPlan, plan_split
+from app.datasets.split import SplitPlan
 from app.errors import InvalidData
 from app.failpoints import failpoint
 from app.jobs.config import JobRequest, canonical, config_hash
@@ -184,7 +185,12 @@ class _Attempt:
                 "Submit the job again to train on the data as they are now.",
             )
         weights = request.loss.class_weights
-        plan = plan_split(dataset, request.data, class_weights=weights if isinstance(weights, list) else None)
+        plan = planned(
+            dataset,
+            request.data,
+            self._assignment.plans,
+            class_weights=weights if isinstance(weights, list) else None,
+        )
         for code, message in (*dataset.warnings, *plan.warnings):
             yield Warned(code, message)
         found = survey(dataset, plan, request.data.normalize, request.data.non_finite)

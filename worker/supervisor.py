@@ -251,6 +251,7 @@ class Supervisor:
                 resolved=claim.resolved,
                 data_fingerprint=claim.data_fingerprint,
                 sources=replace(self._settings.sources, folder=self._paths.data_root),
+                plans=self._paths.plans(),
                 directory=directory,
                 log=self._paths.log(log_name),
                 plot=self._paths.plot(log_name),

@@ -89,7 +89,11 @@ def _preflight(services: Services, request: JobRequest) -> Preflight:
 
     settings = services.settings
     return preflight(
-        settings.sources, request, limit_s=settings.preflight_s, budget_bytes=settings.stream_budget
+        settings.sources,
+        request,
+        limit_s=settings.preflight_s,
+        budget_bytes=settings.stream_budget,
+        plans=services.paths.plans(),
     )
 
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from app.datasets.errors import DataError, PreflightTimeout, SourceUnavailable
 from app.datasets.places import Root
+from app.datasets.plans import planned
 from app.datasets.schema import STREAM_BUDGET, Dataset, open_dataset
-from app.datasets.split import DropReason, PartName, PartPlan, SplitPlan, plan_split
+from app.datasets.split import DropReason, PartName, PartPlan, SplitPlan
 from app.datasets.times import rfc3339
 from app.errors import Problem
-from app.jobs.config import JobRequest, canonical
-
-CACHED_PLANS = 32
+from app.jobs.config import JobRequest
 
 _PARTS: tuple[PartName, ...] = ("train", "val", "test")
 _REASONS: tuple[DropReason, ...] = ("purged", "embargoed", "gap")
-
-_Key = tuple[str, str, tuple[float, ...] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +35,17 @@ class Preflight:
 
 
 def preflight(
-    root: Root, request: JobRequest, *, limit_s: float, budget_bytes: int = STREAM_BUDGET
+    root: Root,
+    request: JobRequest,
+    *,
+    limit_s: float,
+    budget_bytes: int = STREAM_BUDGET,
+    plans: Path | None = None,
 ) -> Preflight:
     """Open the dataset and plan its split, within `limit_s` seconds; problems are returned, not raised.
 
     budget_bytes: memory of the stream; rows that cannot be decoded in it are a problem.
+    plans: folder of plans that are known; null = plan anew.
     Past the limit the result has no plan and the warning `preflight_partial`.
     Raises SourceUnavailable: that says nothing of the request.
     """
@@ -51,7 +53,10 @@ def preflight(
     dataset: Dataset | None = None
     try:
         dataset = open_dataset(root, request.data, deadline=deadline, budget_bytes=budget_bytes)
-        plan = _planned(dataset, request, deadline)
+        # "auto" gives every class a weight, so there is nothing to refuse.
+        chosen = request.loss.class_weights
+        weights = chosen if isinstance(chosen, list) else None
+        plan = planned(dataset, request.data, plans, class_weights=weights, deadline=deadline)
     except SourceUnavailable:
         raise
     except DataError as error:
@@ -119,39 +124,3 @@ def _part_view(part: PartPlan) -> dict[str, Any]:
         "class_counts": list(part.class_counts),
         "dropped": {reason: part.dropped.get(reason) for reason in (*_REASONS, "non_finite")},
     }
-
-
-def _planned(dataset: Dataset, request: JobRequest, deadline: float) -> SplitPlan:
-    """Plan once for each (content, data section, weights)."""
-    chosen = request.loss.class_weights
-    # "auto" gives every class a weight, so there is nothing to refuse.
-    weights = tuple(chosen) if isinstance(chosen, list) else None
-    key = (dataset.fingerprint, canonical(request.data.model_dump(mode="json")), weights)
-    plan = _plans.get(key)
-    if plan is None:
-        plan = plan_split(dataset, request.data, class_weights=weights, deadline=deadline)
-        _plans.put(key, plan)
-    return plan
-
-
-class _Plans:
-    """The last plans of this process, least recently used first out."""
-
-    def __init__(self) -> None:
-        self._plans: OrderedDict[_Key, SplitPlan] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: _Key) -> SplitPlan | None:
-        with self._lock:
-            if key in self._plans:
-                self._plans.move_to_end(key)
-            return self._plans.get(key)
-
-    def put(self, key: _Key, plan: SplitPlan) -> None:
-        with self._lock:
-            self._plans[key] = plan
-            while len(self._plans) > CACHED_PLANS:
-                self._plans.popitem(last=False)
-
-
-_plans = _Plans()

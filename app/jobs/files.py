@@ -33,6 +33,10 @@ class Paths:
     def database_backup(self) -> Path:
         return self.data_root / "saimp-backup.db"
 
+    def plans(self) -> Path:
+        """Where plans are kept by the content of their data."""
+        return self.data_root / ".plans"
+
     def champion(self) -> Path:
         return self.data_root / BEST_NAME
 

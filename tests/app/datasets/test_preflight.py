@@ -7,13 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
-from app.datasets import preflight as module
 from app.datasets.preflight import Preflight, plan_view, preflight
 from app.jobs.config import JobRequest
 from tests.app.datasets.make import START_S, table, write
@@ -100,25 +97,6 @@ def test_past_the_limit_the_job_is_let_through_with_a_warning(tmp_path: Path) ->
 def test_what_was_found_wrong_before_the_limit_is_still_told(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", table(100))
     assert [e.code for e in preflight(tmp_path, request({"path": "b"}), limit_s=-1).errors] == ["no_files"]
-
-
-def test_the_same_content_and_data_section_are_planned_once(tmp_path: Path) -> None:
-    write(tmp_path, "a.parquet", table(100))
-    first = checked(tmp_path)
-    with patch.object(module, "plan_split", side_effect=AssertionError("planned again")):
-        assert checked(tmp_path, priority=3).plan is first.plan
-        with pytest.raises(AssertionError, match="planned again"):
-            checked(tmp_path, {"window": 6})
-    write(tmp_path, "a.parquet", table(101))
-    assert checked(tmp_path).plan is not first.plan
-
-
-def test_only_the_last_plans_are_kept(tmp_path: Path) -> None:
-    write(tmp_path, "a.parquet", table(200))
-    with patch.object(module, "CACHED_PLANS", 2):
-        plans = [checked(tmp_path, {"window": window}).plan for window in (3, 4, 5)]
-        assert checked(tmp_path, {"window": 5}).plan is plans[2]
-        assert checked(tmp_path, {"window": 3}).plan is not plans[0]
 
 
 def test_checking_data_loads_neither_torch_nor_the_server() -> None:

@@ -67,6 +67,7 @@ def attempt(
         resolved=None,
         data_fingerprint=None,
         sources=Sources(folder),
+        plans=folder / ".plans",
         directory=directory,
         log=folder / "log.txt",
         plot=folder / "plot.png",
@@ -141,3 +142,12 @@ def test_a_corrupt_checkpoint_ends_the_attempt_with_its_name(tmp_path: Path) -> 
     events = attempt(tmp_path, 2, Resume(tmp_path / "1" / first[-2].name, "0" * 64))
     assert events[-1].reason == "storage_error"
     assert first[-2].name in events[-1].message
+
+
+def test_an_attempt_takes_the_plan_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(tmp_path)
+    cancel = lambda events: "cancel" if isinstance(events[-1], Prepared) else None  # noqa: E731
+    attempt(tmp_path, 1, should_stop=cancel)
+    assert len(list((tmp_path / ".plans").iterdir())) == 1
+    monkeypatch.delattr("app.datasets.plans.plan_split")
+    assert any(isinstance(event, Prepared) for event in attempt(tmp_path, 2, should_stop=cancel))
