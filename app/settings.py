@@ -38,6 +38,13 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _devices(value: str) -> str:
+    names = _listed(value)
+    if not all(re.fullmatch(r"(cuda|cpu):\d{1,3}", name) for name in names) or len(set(names)) < len(names):
+        raise ValueError("must be different devices, separated by commas, such as cuda:0,cuda:1")
+    return value
+
+
 class Settings(BaseSettings):
     """What the operator chooses. Each field is the setting SAIMP_<NAME>."""
 
@@ -69,6 +76,8 @@ class Settings(BaseSettings):
     """Share of the GPU's memory a job may take."""
     s3_roots: Annotated[str, AfterValidator(_s3_roots)] = ""
     """s3://bucket/prefix URLs that data.path may name, and what is below them, separated by commas."""
+    devices: Annotated[str, AfterValidator(_devices)] = ""
+    """One slot each, separated by commas, such as cuda:0,cuda:1; empty = one slot for the whole machine."""
     custom_models: str = ""
     """Allowed module prefixes of custom models, separated by commas; empty = none."""
 
@@ -81,6 +90,11 @@ class Settings(BaseSettings):
     def sources(self) -> Sources:
         """Where data.path may lead."""
         return Sources(self.data_root, tuple(s3_root(url) for url in _listed(self.s3_roots)))
+
+    @property
+    def slots(self) -> tuple[str | None, ...]:
+        """The device of each slot; one slot without a name = the whole machine."""
+        return _listed(self.devices) or (None,)
 
     @property
     def database(self) -> str:

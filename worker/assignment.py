@@ -48,7 +48,8 @@ class Assignment:
     data_fingerprint: pinned at submit. directory: the attempt's own folder. stream_budget in bytes,
     vram_fraction in 0..1. resume: null = from the start; init_from: weights to start with; rung: where on the
     OOM ladder to start, at the first attempt because of a job like it, later because of the attempt before;
-    curve: the epochs that are done; custom_prefixes: modules that custom models may come from.
+    curve: the epochs that are done; custom_prefixes: modules that custom models may come from; device: the
+    slot's, null = the machine's first.
     """
 
     job_id: str
@@ -68,3 +69,4 @@ class Assignment:
     rung: Rung | None = None
     curve: tuple[Point, ...] = ()
     custom_prefixes: tuple[str, ...] = ()
+    device: str | None = None

@@ -270,7 +270,7 @@ def start_from(run: Run, best: Weights) -> None:
 def _resolved(assignment: Assignment, request: JobRequest, plan: SplitPlan) -> Resolved:
     settled = assignment.resolved
     if settled is None:
-        return resolve(request, num_classes=plan.num_classes, rung=assignment.rung)
+        return resolve(request, num_classes=plan.num_classes, rung=assignment.rung, own=assignment.device)
     return Resolved(
         **{field.name: settled[field.name] for field in fields(Resolved) if field.name in settled}
     )
@@ -320,7 +320,7 @@ def _build(
         num_classes=plan.num_classes,
         splits=Splits(streams["train"], streams["val"], streams.get("test")),
         directory=assignment.directory,
-        memory=_Memory(),
+        memory=_Memory(assignment.device),
         sidecar=_sidecar(assignment, request, dataset, plan, resolved),
         vram_fraction=assignment.vram_fraction,
         custom_prefixes=assignment.custom_prefixes,
@@ -388,8 +388,8 @@ def comparison_key(request: JobRequest, dataset: Dataset, plan: SplitPlan) -> st
 class _Memory:
     """What a metric row says of memory, on this machine."""
 
-    def __init__(self) -> None:
-        self._gpu = Gpu()
+    def __init__(self, device: str | None) -> None:
+        self._gpu = Gpu.of(device)
 
     def __call__(self) -> Memory:
         machine, vram = ram(), self._gpu.read()

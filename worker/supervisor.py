@@ -15,7 +15,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -69,8 +69,10 @@ class Supervisor:
         spawner: Spawner,
         say: Callable[[str], None] = print,
         *,
+        device: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """device: the slot's own, one of the settings' devices; null = the machine's one slot."""
         self.stopping = False
         self.attempt: Attempt | None = None
         self._settings = settings
@@ -79,9 +81,11 @@ class Supervisor:
         self._say = say
         self._clock = clock
         self._paths = Paths(settings.data_root.absolute(), settings.logs_root.absolute())
-        self._gpu = Gpu()
+        self._gpu = Gpu.of(device)
+        self._device = device
+        self._not_on = others(settings.slots, device)
         self._owner = whoami()
-        self._slot = slot_of(self._paths.worker_slot())
+        self._slot = slot_of(self._paths.worker_slot(device))
         self._beaten = -BEAT_S
         self._away = clock()  # when the database was last away, for all we know
         self._backup_looked = float("-inf")
@@ -110,17 +114,29 @@ class Supervisor:
 
     def arrive(self) -> None:
         """Take the slot: say who serves it, and see to what its last holder left undone."""
-        self._queue.greet(self._owner, self._slot, machine(self._gpu))
-        self._put_back_orphans()
+        told = {**machine(self._gpu), "device": self._device}
+        self._queue.greet(self._owner, self._slot, told)
+        self._put_back_orphans(self._slot)
+        self._put_back_abandoned()
         for row in self._queue.page(statuses=sorted(FINAL), limit=LAST_JOBS)[0]:
             if row.best_file is not None and not is_published(self._paths, row.id, row.best_sha256):
                 with suppress(OSError):
                     publish_best(self._paths, row.id, row.best_file)
                     crown(self._paths, row.id)
 
-    def _put_back_orphans(self) -> None:
-        """Put back what the slot is said to run: nothing runs in it now."""
-        for row in self._queue.orphans(self._slot):
+    def _put_back_abandoned(self) -> None:
+        """Do the same for slots that the settings no longer name, as far as nobody holds them."""
+        named = {self._paths.worker_slot(device) for device in self._settings.slots}
+        for path in set(self._paths.data_root.glob(".worker*.slot")) - named:
+            if (lock := hold_slot(path.with_suffix(".lock"))) is not None:
+                with lock:
+                    slot = slot_of(path)
+                    self._put_back_orphans(slot)
+                    self._queue.leave(slot)
+
+    def _put_back_orphans(self, slot: str) -> None:
+        """Put back what a slot is said to run: nothing runs in it now."""
+        for row in self._queue.orphans(slot):
             with suppress(LostJob):
                 cause = Reason("internal", "The worker died while it ran the job.", None)
                 status = self._queue.crash(row.id, row.attempt, cause)
@@ -166,7 +182,7 @@ class Supervisor:
                 self._beat()
                 if self._is_unsure:
                     self._put_back_unbegun()
-                self._claim = self._queue.claim(self._owner, self._slot)
+                self._claim = self._queue.claim(self._owner, self._slot, not_on=self._not_on)
             if self._claim is None:
                 self._back_up()
                 return IDLE_WAIT_S
@@ -262,6 +278,7 @@ class Supervisor:
                 rung=self._rung(claim),
                 curve=self._curve(claim.job_id) if checkpoint else (),
                 custom_prefixes=self._settings.custom_prefixes,
+                device=self._device,
             )
         )
         failpoint("start.after_fork")
@@ -355,6 +372,14 @@ def whoami() -> Owner:
     )
 
 
+def others(slots: Sequence[str | None], device: str | None) -> tuple[str, ...]:
+    """Name the devices whose jobs a slot leaves to other slots. What no slot has is anybody's to refuse."""
+    found = tuple(slot for slot in slots if slot is not None and slot != device)
+    if device is not None and device.startswith("cpu") and any(slot.startswith("cuda") for slot in found):
+        return (*found, "cuda")
+    return found
+
+
 def free_bytes(path: Path) -> int:
     """Measure the room on the disk of a path."""
     return shutil.disk_usage(path).free
@@ -389,21 +414,26 @@ def main() -> int:
     except SettingsError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2
-    lock_path = Paths(settings.data_root, settings.logs_root).worker_lock()
+    device = sys.argv[2] if sys.argv[1:2] == ["--device"] and sys.argv[2:] else settings.slots[0]
+    if device not in settings.slots or (len(settings.slots) > 1 and not sys.argv[1:]):
+        print(f"worker: say which slot, one of {settings.devices!r}: --device cuda:0", file=sys.stderr)
+        return 2
+    lock_path = Paths(settings.data_root, settings.logs_root).worker_lock(device)
     lock = hold_slot(lock_path)
     if lock is None:
         holder: dict[str, Any] = json.loads(lock_path.read_text() or "{}")
-        say(f"another worker serves this data root: process {holder.get('pid')}, since {holder.get('since')}")
+        what = "this data root" if device is None else f"{device} on this data root"
+        say(f"another worker serves {what}: process {holder.get('pid')}, since {holder.get('since')}")
         return 0
     with lock:
-        return _serve(settings)
+        return _serve(settings, device)
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, slot: str | None) -> int:
     spawner = Spawner()
     spawner.warm_up()
     database = connect(settings.database, busy_timeout_s=DATABASE_BUSY_S)
-    supervisor = Supervisor(settings, Queue(database), spawner, say)
+    supervisor = Supervisor(settings, Queue(database), spawner, say, device=slot)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         supervisor.stopping = True
@@ -423,8 +453,10 @@ def _serve(settings: Settings) -> int:
     except WrongSchema as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
-    gpu = machine(Gpu())
+    gpu = machine(Gpu.of(slot))
     device = f"{gpu['gpu']}, {gpu['vram_total'] / 2**30:.1f} GB" if gpu["gpu"] else "cpu"
+    if slot is not None:
+        device = f"{slot} ({device})"
     say(f"worker ready on {device}; waiting for jobs")
     try:
         while not (supervisor.stopping and (supervisor.is_idle or supervisor.is_stuck)):

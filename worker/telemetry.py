@@ -54,6 +54,11 @@ class Gpu:
             pynvml.nvmlInit()
             self._device = pynvml.nvmlDeviceGetHandleByIndex(index)
 
+    @classmethod
+    def of(cls, device: str | None) -> Gpu:
+        """The GPU of a slot; without a device of its own the machine's first."""
+        return cls(int(device.removeprefix("cuda:")) if device and device.startswith("cuda:") else 0)
+
     @property
     def name(self) -> str | None:
         """The product's name, or null without a GPU."""

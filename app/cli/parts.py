@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -11,6 +12,8 @@ from app.cli.failures import FAILED, say_error
 from app.cli.processes import environment, python
 from app.cli.roots import AuthOption, DataRoot, Host, LogsRoot, Port, adopt
 from app.cli.taken import port_taken, refuse_if
+
+Device = Annotated[str | None, typer.Option(help="Its slot, where SAIMP_DEVICES names several.")]
 
 # Each part imports only what it is made of: the others' imports would cost every part memory for life.
 
@@ -36,10 +39,11 @@ def worker(
     host: Host = None,
     port: Port = None,
     auth: AuthOption = None,
+    device: Device = None,
 ) -> None:
     """Run the worker alone. It waits for the right schema, else says what to run."""
     adopt(data_root, logs_root, host, port, auth)
-    command = python("-m", "worker")
+    command = python("-m", "worker", *([] if device is None else ["--device", device]))
     # Become the worker: runners import the main module of their parent, which must be small.
     sys.stdout.flush()
     os.execve(command[0], command, environment())

@@ -25,7 +25,9 @@ _ASK_S = 1.0
 def taken(settings: Settings) -> Iterator[tuple[str, str]]:
     """Say what stands in the way of a service with these settings, each with what helps."""
     root = settings.data_root.absolute()
-    if holder := holder_of(Paths(root, settings.logs_root).worker_lock()):
+    for device in settings.slots:
+        if not (holder := holder_of(Paths(root, settings.logs_root).worker_lock(device))):
+            continue
         yield (
             f"the data root {root} is served already, by worker {holder.get('pid')}"
             f" since {str(holder.get('since')).replace('T', ' ')[:19]} UTC",

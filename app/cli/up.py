@@ -49,7 +49,10 @@ def up(
     talk(f"data {settings.data_root.absolute()}  logs {settings.logs_root.absolute()}", style="dim")
     # Should this process be killed: the API holds nothing, the worker puts its job back first.
     household.add("api", python("-m", "app.cli.main", "api"), env, signal.SIGKILL)
-    household.add("worker", python("-m", "worker"), env, signal.SIGTERM, is_restarted=True)
+    for device in settings.slots:
+        own = [] if device is None else ["--device", device]
+        name = "worker" if device is None else f"worker {device}"
+        household.add(name, python("-m", "worker", *own), env, signal.SIGTERM, is_restarted=True)
     raise typer.Exit(household.run())
 
 
@@ -57,7 +60,9 @@ def _write(name: str, line: bytes, is_error: bool) -> None:
     stream = sys.stderr if is_error else sys.stdout
     text = line.decode("utf-8", "replace")
     if stream.isatty():
-        stderr().print(Text(f"{name:<6} | ", style=_COLOURS[name]) + Text.from_ansi(text), soft_wrap=True)
+        stderr().print(
+            Text(f"{name:<6} | ", style=_COLOURS[name.split()[0]]) + Text.from_ansi(text), soft_wrap=True
+        )
     else:
         stream.write(text + "\n")
         stream.flush()

@@ -46,11 +46,13 @@ class Paths:
     def token(self) -> Path:
         return self.data_root / ".token"
 
-    def worker_lock(self) -> Path:
-        return self.data_root / ".worker.lock"
+    def worker_lock(self, device: str | None = None) -> Path:
+        """What the supervisor of a slot holds; the device is null for the one slot of a machine."""
+        return self.data_root / f".worker{_suffix(device)}.lock"
 
-    def worker_slot(self) -> Path:
-        return self.data_root / ".worker.slot"
+    def worker_slot(self, device: str | None = None) -> Path:
+        """The name of a slot, for good."""
+        return self.data_root / f".worker{_suffix(device)}.slot"
 
     def log(self, log_name: str) -> Path:
         return self.logs_root / f"{log_name}.txt"
@@ -71,6 +73,10 @@ class Paths:
                 number += 1
             else:
                 return name
+
+
+def _suffix(device: str | None) -> str:
+    return "" if device is None else "." + device.replace(":", "-")
 
 
 def sidecar(weights: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from app.jobs.states import Status
 from tests.acceptance.site import ENDLESS, QUICK, Site, ended, log_of, open_queue, runner_pid, submit, worker
 from tests.factories import make_request, write_dataset
 from tests.failpoints import Failpoints
-from tests.processes import eventually, is_gone, started
+from tests.processes import Process, eventually, is_gone, started
 from worker.models.load import load
 
 
@@ -242,3 +243,30 @@ def test_the_server_that_forks_runners_has_one_thread(site: Site) -> None:
     assert server is not None
     assert server.parent() == psutil.Process(site.process.popen.pid)
     assert server.num_threads() == 1
+
+
+def test_two_slots_train_two_jobs_and_each_serves_its_own(tmp_path: Path, queue: Queue) -> None:
+    devices = "cpu:0,cpu:1"
+    jobs = [submit(queue, **ENDLESS) for _ in range(3)]
+
+    def slot(device: str) -> AbstractContextManager[Process]:
+        return started("-m", "worker", "--device", device, root=tmp_path, SAIMP_DEVICES=devices)
+
+    with slot("cpu:0") as first, slot("cpu:1") as second:
+        eventually(lambda: all((queue.get(job).epoch or 0) >= 2 for job in jobs[:2]), what="two trainings")
+        rows = [queue.get(job) for job in jobs]
+        assert [row.attempt for row in rows] == [1, 1, 0]
+        assert {row.slot for row in rows[:2]} == {worker.slot for worker in queue.workers()}
+        with slot("cpu:1") as third:
+            assert third.popen.wait(60) == 0
+            assert (
+                f"another worker serves cpu:1 on this data root: process {second.popen.pid}" in third.output
+            )
+        owners = {row.owner["pid"]: row.id for row in rows[:2]}
+        first.popen.kill()
+        first.popen.wait()
+        with slot("cpu:0"):
+            dead, alive = owners[first.popen.pid], owners[second.popen.pid]
+            eventually(lambda: queue.get(dead).attempt == 2, what="the rescue")
+            assert queue.get(alive).attempt == 1
+            assert queue.get(jobs[2]).attempt == 0

@@ -18,12 +18,13 @@ from app.jobs.metrics import since
 from app.jobs.queue import LEASE_S, Owner, Queue
 from app.jobs.states import Status
 from app.jobs.tables import batch_row, job
+from app.settings import Settings
 from tests.factories import make_request
 from tests.worker.fakes import Bench, make_bench
 from worker.attempt import PATIENCE_S
 from worker.death import cause_of_death, oom_kills
 from worker.engine.events import BatchDone, CheckpointSaved, Ended, PhaseChanged, Tested, Warned
-from worker.supervisor import GIVE_UP_S, slot_of
+from worker.supervisor import GIVE_UP_S, Supervisor, others, slot_of
 from worker.telemetry import Vram
 
 DONE = Ended("completed", "Trained.")
@@ -83,8 +84,8 @@ def test_an_idle_worker_keeps_a_copy_of_the_database(bench: Bench) -> None:
 def test_a_claim_whose_answer_was_lost_is_put_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = Queue.claim
 
-    def claim_unheard(self: Queue, *arguments: Any) -> Any:
-        claim(self, *arguments)
+    def claim_unheard(self: Queue, *arguments: Any, **named: Any) -> Any:
+        claim(self, *arguments, **named)
         away()
 
     with monkeypatch.context() as outage:
@@ -449,3 +450,32 @@ def test_the_kernels_kills_are_counted_in_the_container_first(tmp_path: Path) ->
     assert oom_kills(cgroup, host) == 7
     cgroup.write_text("low 0\noom_kill 2\n")
     assert oom_kills(cgroup, host) == 2
+
+
+def test_a_slot_that_is_no_longer_named_is_cleared(bench: Bench) -> None:
+    job_id = bench.begin()
+    settings = Settings(data_root=bench.root / "data", logs_root=bench.root / "logs", devices="cpu:0,cpu:1")
+    spawner: Any = bench.spawner
+    for device in settings.slots:
+        Supervisor(settings, bench.queue, spawner, bench.said.append, device=device).arrive()
+    assert bench.row(job_id).status == Status.QUEUED
+    assert [row.machine["device"] for row in bench.queue.workers()] in (
+        ["cpu:0", "cpu:1"],
+        ["cpu:1", "cpu:0"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("slots", "device", "left"),
+    [
+        ((None,), None, ()),
+        (("cuda:0", "cuda:1"), "cuda:1", ("cuda:0",)),
+        (("cpu:0", "cuda:0"), "cpu:0", ("cuda:0", "cuda")),
+        (("cpu:0", "cpu:1"), "cpu:0", ("cpu:1",)),
+    ],
+    ids=["one", "gpus", "mixed", "cpus"],
+)
+def test_what_a_slot_leaves_to_others(
+    slots: tuple[str | None, ...], device: str | None, left: tuple[str, ...]
+) -> None:
+    assert others(slots, device) == left

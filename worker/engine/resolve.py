@@ -33,13 +33,16 @@ class Resolved:
     activation_checkpointing: bool = False
 
 
-def resolve(request: JobRequest, *, num_classes: int, rung: Rung | None = None) -> Resolved:
+def resolve(
+    request: JobRequest, *, num_classes: int, rung: Rung | None = None, own: str | None = None
+) -> Resolved:
     """Settle what the request leaves open. Raises ConfigInvalid when machine or data do not allow it.
 
     rung: where on the OOM ladder to start; null = at its top.
+    own: the device "auto" and "cuda" stand for; null = the first there is.
     """
     training = request.training
-    device = resolve_device(request.device)
+    device = resolve_device(request.device, own)
     batch_size, eval_batch_size = training.nominal_batch, training.eval_batch_size or EVAL_BATCH
     if rung is not None:
         batch_size, eval_batch_size = (
@@ -61,8 +64,10 @@ def resolve(request: JobRequest, *, num_classes: int, rung: Rung | None = None) 
     )
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, own: str | None = None) -> torch.device:
     """Settle "auto", "cpu", "cuda" or "cuda:N". Raises ConfigInvalid for a GPU that is not there."""
+    if own is not None and (name == "auto" or (name == "cuda" and own.startswith("cuda"))):
+        name = "cpu" if own.startswith("cpu") else own
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     index = int(name.partition(":")[2] or 0)

@@ -30,12 +30,16 @@ _BEST_FILE = ("best_file", "best_sha256", "best_bytes")
 
 
 class Running(Door):
-    def claim(self, owner: Owner, slot: str) -> Claim | None:
-        """Take the next job that may run. Null when there is none, or the queue is drained."""
+    def claim(self, owner: Owner, slot: str, *, not_on: Sequence[str] = ()) -> Claim | None:
+        """Take the next job that may run. Null when there is none, or the queue is drained.
+
+        not_on: devices whose jobs are left to others.
+        """
         now = self.now()
+        due = {"now": now, "not_on": list(not_on)}
         with self.database.reading() as connection:
             # An idle worker looks often: it shall not stand in the way of those who write.
-            if connection.execute(_DUE, {"now": now}).one_or_none() is None:
+            if connection.execute(_DUE, due).one_or_none() is None:
                 return None
         changes = {
             "status": Status.RUNNING,
@@ -52,7 +56,7 @@ class Running(Door):
         }
         with self.database.writing("claim") as connection:
             claiming = _claiming(connection.dialect.name)
-            row = connection.execute(claiming, {"now": now, **changes}).one_or_none()
+            row = connection.execute(claiming, {**due, **changes}).one_or_none()
             if row is None:
                 return None
             told = {"slot": slot, "pid": owner.pid}
@@ -229,6 +233,10 @@ class Running(Door):
 def _due() -> sa.Select[Any]:
     """Select the job whose turn it is `now`."""
     candidate, needed, now = _CANDIDATE, _NEEDED, sa.bindparam("now", type_=UtcTime)
+    # A job that has begun goes on where it began: on one device its numbers are the same.
+    device = sa.func.coalesce(
+        candidate.c.resolved["device"].as_string(), candidate.c.config["device"].as_string()
+    )
     waits = (
         sa.exists()
         .where(dependency.c.job_id == candidate.c.id, needed.c.id == dependency.c.needs_id)
@@ -241,6 +249,7 @@ def _due() -> sa.Select[Any]:
             candidate.c.run_after.is_(None) | (candidate.c.run_after <= now),
             candidate.c.not_before.is_(None) | (candidate.c.not_before <= now),
             ~waits,
+            device.not_in(sa.bindparam("not_on", expanding=True)),
             sa.select(gate.c.drained_at).scalar_subquery().is_(None),
         )
         .order_by(*in_turn(candidate))

@@ -331,3 +331,22 @@ def test_an_attempt_whose_earlier_flush_is_missing_has_lost_its_job(make_queue: 
         queue.record(job_id, taken.attempt, Facts(flush=2))
     assert claim(queue).attempt == taken.attempt + 1
     queue.record(job_id, taken.attempt + 1, Facts(flush=1))
+
+
+def test_a_slot_leaves_the_jobs_of_other_devices_to_them(make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    devices = ("cuda:1", "auto", "cuda:7", "cuda:0")
+    ids = {device: queue.submit(make_request(device=device))[0].id for device in devices}
+    taken = []
+    for number in range(3):
+        one = queue.claim(OWNER, f"{SLOT}-{number}", not_on=("cuda:1", "cpu:0"))
+        assert one is not None
+        taken.append(one)
+    assert [one.job_id for one in taken] == [ids["auto"], ids["cuda:7"], ids["cuda:0"]]
+    assert queue.claim(OWNER, "another", not_on=("cuda:1",)) is None
+    began = Facts(progress={"resolved": {"device": "cuda:0"}})
+    queue.release(taken[0].job_id, taken[0].attempt, Reason("preempted"), began)
+    assert queue.claim(OWNER, "another", not_on=("cuda:1", "cuda:0")) is None
+    back = queue.claim(OWNER, "another", not_on=("cuda:1",))
+    assert back is not None
+    assert back.job_id == ids["auto"]
