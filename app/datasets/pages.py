@@ -1,18 +1,19 @@
-"""How large the pages of a column are, from the file's own headers, before anything is decoded.
+"""How large the pages and the lists of a column are, from the file's own headers, before anything is decoded.
 
 A page is decoded whole: one that is larger than memory ends the process, however small the file is. Row
-groups are read in slices, so only pages matter. The footer is parsed here, in bounds, because pyarrow's
+groups are read in slices, so only pages matter; and lists, of which one row may hold any number of values in
+a page of a few bytes. The footer is parsed here, in bounds, because pyarrow's
 `row_group(i).column(j)` aborts the process on a damaged one (pyarrow 26).
 Source: parquet.thrift and the thrift compact protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.datasets.errors import NotParquet, RowGroupTooLarge
+from app.datasets.errors import NotParquet, RowGroupTooLarge, SchemaMismatch
 from app.datasets.parquet import FooterBytes, reading
 from app.datasets.places import Place
 from app.errors import shown
@@ -23,18 +24,19 @@ HEADER_BYTES = (1 << 8, 1 << 16, 1 << 22)
 
 # Thrift field numbers.
 _ROW_GROUPS, _COLUMNS, _COLUMN_META = 4, 1, 3
-_PATH, _DATA_PAGE, _DICTIONARY_PAGE, _COMPRESSED_SIZE = 3, 9, 11, 7
+_PATH, _DATA_PAGE, _DICTIONARY_PAGE, _NUM_VALUES, _COMPRESSED_SIZE = 3, 9, 11, 5, 7
 _PAGE_UNPACKED, _PAGE_PACKED = 2, 3
 _MAX_DEPTH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Where the pages of one column of a row group lie in the file."""
+    """Where the pages of one column of a row group lie in the file, and how many values are in them."""
 
     column: str
     start: int
     end: int
+    num_values: int
 
 
 def refuse_large_pages(
@@ -61,6 +63,43 @@ def refuse_large_pages(
                         )
 
 
+def refuse_long_lists(
+    path: Place,
+    name: str,
+    footer: FooterBytes,
+    column: str,
+    row_groups: Sequence[int],
+    *,
+    elements: int | None,
+    limit: int,
+) -> None:
+    """Refuse lists that are far longer than a row of the shape. row_groups: rows in each.
+
+    elements: of a row; null when the first row is to tell, and then a row group may hold `limit` values.
+    Raises SchemaMismatch, RowGroupTooLarge.
+    """
+    if footer.length > MAX_FOOTER_PARSED:
+        return
+    with reading(path, name), path.open("rb") as file:
+        file.seek(footer.size - 8 - footer.length)
+        chunks = _chunks(file.read(footer.length), name)
+    for index, rows in enumerate(row_groups):
+        found = sum(chunk.num_values for chunk in chunks.get(index, ()) if chunk.column == column)
+        if elements is not None and found > 2 * max(1, elements) * rows:
+            raise SchemaMismatch(
+                f"{shown(name)}, row group {index}: the lists in {shown(column)!r} hold {found:,} elements in"
+                f" {rows:,} rows, expected {elements:,} in each row.",
+                "Every list needs as many elements as data.shape says.",
+                pointer="/data/features",
+            )
+        if elements is None and found > limit:
+            raise RowGroupTooLarge(
+                f"{shown(name)}, row group {index}: the lists in {shown(column)!r} hold {found:,} elements in"
+                f" {rows:,} rows, too many to look at the first to see how many a row has.",
+                "Set data.shape to what one row holds.",
+            )
+
+
 def _chunks(footer: bytes, name: str) -> dict[int, list[Chunk]]:
     """The column chunks of each row group."""
     try:
@@ -76,7 +115,7 @@ def _chunks_of(group: dict[int, Any]) -> Iterator[Chunk]:
         if meta is None:  # encrypted; refused elsewhere
             continue
         start = min(offset for offset in (meta[_DATA_PAGE], meta.get(_DICTIONARY_PAGE)) if offset)
-        yield Chunk(meta[_PATH][0].decode(), start, start + meta[_COMPRESSED_SIZE])
+        yield Chunk(meta[_PATH][0].decode(), start, start + meta[_COMPRESSED_SIZE], meta[_NUM_VALUES])
 
 
 def _page_sizes(file: Any, chunk: Chunk, name: str) -> Iterator[int]:

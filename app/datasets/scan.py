@@ -27,8 +27,8 @@ from app.datasets.errors import (
     NotChronological,
     PreflightTimeout,
 )
-from app.datasets.parquet import BATCH_ROWS, RowBatch, read_columns
-from app.datasets.schema import DataFile, Dataset
+from app.datasets.parquet import BATCH_ROWS, RowBatch, read_columns, read_footer_bytes
+from app.datasets.schema import DataFile, Dataset, refuse_longer_lists
 from app.datasets.times import MAX_NS, Times, as_ns, ceil_ns, detect_unit, floor_ns, raw_times, rfc3339
 from app.datasets.values import decoded_row_bytes, read_features
 from app.errors import shown
@@ -156,6 +156,9 @@ class Scan:
             batch_rows = max(1, min(BATCH_ROWS, FEATURE_BATCH_BYTES // decoded_row_bytes(dataset.features)))
         for file in dataset.files:
             num_rows = 0
+            if has_features and dataset.features.layout == "list":
+                content = read_footer_bytes(file.path, file.name)
+                refuse_longer_lists(file.path, file.name, content, dataset.features, file.row_groups)
             batches = read_columns(file.path, file.name, columns, batch_rows=batch_rows, deadline=deadline)
             for batch in batches:
                 num_rows += len(batch.columns[dataset.timestamp])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import pyarrow as pa
@@ -21,9 +22,9 @@ from app.datasets.errors import (
 from app.datasets.features import Features, listed, resolve_features
 from app.datasets.footers import MAX_FAULTS, Footer, Metadata, check_same_schema, read_footer
 from app.datasets.order import Ordered, order_by_time
-from app.datasets.pages import refuse_large_pages
-from app.datasets.parquet import check_deadline, has_page_checksums, read_columns, read_first
-from app.datasets.places import Root, S3Path, each
+from app.datasets.pages import refuse_large_pages, refuse_long_lists
+from app.datasets.parquet import FooterBytes, check_deadline, has_page_checksums, read_columns, read_first
+from app.datasets.places import Place, Root, S3Path, each
 from app.datasets.times import TimeUnit
 from app.datasets.values import decoded_row_bytes
 from app.errors import shown
@@ -93,9 +94,11 @@ def open_dataset(
         raise NoRows(f"{shown(data.path)!r} has no rows in {len(footers)} file(s).", "Give a path with data.")
     metadata = filled[0].metadata or Metadata()
     roles = _resolve_roles(filled[0].types, data)
-    features = _resolve_features(filled[0], data, metadata, roles)
+    features = _resolve_features(filled[0], data, metadata, roles, budget_bytes)
     for footer in filled:
+        check_deadline(deadline)
         _refuse_bombs(footer, features, roles, budget_bytes)
+    refuse_longer_lists(filled[0].path, filled[0].name, filled[0].content, features, filled[0].row_groups)
     _read_first_row(filled[0], features)
     ordered = order_by_time(filled, data.timestamp, data.group is not None, deadline, group=data.group)
     horizon_s = data.horizon_s if data.horizon_s is not None else metadata.horizon_s
@@ -197,8 +200,29 @@ def _fits(role: str, kind: Any) -> bool:
     return is_integer or bool(pa.types.is_timestamp(kind))
 
 
-def _resolve_features(footer: Footer, data: DataConfig, metadata: Metadata, roles: _Roles) -> Features:
+def refuse_longer_lists(
+    path: Place, name: str, content: FooterBytes, features: Features, row_groups: Sequence[int]
+) -> None:
+    """Refuse a file whose lists are far longer than planned, before decoding. Raises SchemaMismatch."""
+    if features.layout == "list":
+        refuse_long_lists(
+            path, name, content, features.columns[0], row_groups, elements=prod(features.shape), limit=0
+        )
+
+
+def _resolve_features(
+    footer: Footer, data: DataConfig, metadata: Metadata, roles: _Roles, budget_bytes: int
+) -> Features:
     def first_length(column: str) -> int:
+        refuse_long_lists(
+            footer.path,
+            footer.name,
+            footer.content,
+            column,
+            footer.row_groups,
+            elements=None,
+            limit=budget_bytes // 8,
+        )
         value = read_first(footer.path, footer.name, column, footer.row_groups)[0]
         if not value.is_valid or len(value) == 0:
             raise SchemaMismatch(
