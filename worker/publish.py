@@ -28,9 +28,9 @@ def publish_best(paths: Paths, job_id: str, best_file: str) -> None:
         for export in paths.exports(job_id):  # of the best before
             export.unlink(missing_ok=True)
     failpoint("publish.before_link")
-    link(sidecar(source), sidecar(target))
-    failpoint("publish.between_links")
     link(source, target)
+    failpoint("publish.between_links")
+    link(sidecar(source), sidecar(target))  # last: it says which best is published
     failpoint("publish.after_link")
     sync(target.parent)
 
@@ -64,6 +64,16 @@ def unreadable(paths: Paths, at: Checkpoint) -> str | None:
         except OSError as error:
             return f"{file.name} cannot be read: {error.strerror}"
     return None
+
+
+def is_tidy(paths: Paths, job_id: str, checkpoints: Collection[str]) -> bool:
+    """Tell whether only bests and these (`<job>/<name>`) lie in the folders of the attempts at a job."""
+    job = paths.job(job_id)
+    return all(
+        file.name.startswith("best-") or f"{job_id}/attempts/{folder.name}/{file.name}" in checkpoints
+        for folder in (job / "attempts").glob("*")
+        for file in folder.iterdir()
+    )
 
 
 def sweep(paths: Paths, job_id: str, kept: Collection[str]) -> None:

@@ -34,14 +34,14 @@ from app.jobs import queue
 from app.jobs.champion import crown
 from app.jobs.files import Paths
 from app.jobs.metrics import Scope, since
-from app.jobs.queue import LEASE_S, Checkpoint, Claim, LostJob, Owner, Queue, Reason
+from app.jobs.queue import LEASE_S, Checkpoint, Claim, LostJob, Owner, Queue, Reason, Row
 from app.jobs.states import FINAL, Status
 from app.migrate import WrongSchema, wait_for_head
 from app.settings import Settings, SettingsError, load
 from worker.assignment import Assignment, Point, Resume, Weights
 from worker.attempt import Attempt
 from worker.engine.events import Rung
-from worker.publish import is_published, publish_best, publish_reports, sweep, unreadable
+from worker.publish import is_published, is_tidy, publish_best, publish_reports, sweep, unreadable
 from worker.spawn import Spawner
 from worker.telemetry import Gpu, Sampler, machine
 
@@ -118,11 +118,16 @@ class Supervisor:
         self._queue.greet(self._owner, self._slot, told)
         self._put_back_orphans(self._slot)
         self._put_back_abandoned()
-        for row in self._queue.page(statuses=sorted(FINAL), limit=LAST_JOBS)[0]:
-            if row.best_file is not None and not is_published(self._paths, row.id, row.best_sha256):
-                with suppress(OSError):
+        rows = self._queue.page(statuses=sorted(FINAL), limit=LAST_JOBS)[0]
+        checkpoints = self._queue.checkpoint_files([row.id for row in rows])
+        for row in rows:
+            is_whole = row.best_file is None or is_published(self._paths, row.id, row.best_sha256)
+            if is_whole and is_tidy(self._paths, row.id, checkpoints):
+                continue
+            with suppress(OSError):
+                if not is_whole:
                     publish_best(self._paths, row.id, row.best_file)
-                    crown(self._paths, row.id)
+                self._settle(row)
 
     def _put_back_abandoned(self) -> None:
         """Do the same for slots that the settings no longer name, as far as nobody holds them."""
@@ -350,15 +355,19 @@ class Supervisor:
         self._is_unsure = True  # a database that went back in time may take it for running
         job_id = attempt.claim.job_id
         try:
-            publish_reports(self._paths, job_id, attempt.claim.attempt)
-            sweep(self._paths, job_id, self._queue.kept_files(job_id))
             row = self._queue.get(job_id)
             self._say(f"{job_id} {row.status}" + (f" ({row.reason_code})" if row.reason_code else ""))
-            is_whole = row.best_sha256 is not None and is_published(self._paths, job_id, row.best_sha256)
-            if row.finished_at is not None and is_whole and crown(self._paths, job_id):
-                self._say(f"{job_id} is the champion")
+            self._settle(row)
         except (ServiceError, OSError) as error:
             self._say(f"{job_id} has ended, but: {error}")
+
+    def _settle(self, row: Row) -> None:
+        """Do what follows an attempt's end. The sweep comes last: tidy folders say that the rest is done."""
+        is_whole = row.best_sha256 is not None and is_published(self._paths, row.id, row.best_sha256)
+        if row.finished_at is not None and is_whole and crown(self._paths, row.id):
+            self._say(f"{row.id} is the champion")
+        publish_reports(self._paths, row.id, row.attempt)
+        sweep(self._paths, row.id, self._queue.kept_files(row.id))
 
 
 def whoami() -> Owner:

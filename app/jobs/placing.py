@@ -17,6 +17,7 @@ def link(source: Path, target: Path) -> None:
     draft.unlink(missing_ok=True)
     os.link(source, draft)
     os.replace(draft, target)
+    draft.unlink(missing_ok=True)  # of two names of one file, rename leaves both
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

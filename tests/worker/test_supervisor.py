@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
+from app import failpoints
 from app.db import EPOCH
 from app.errors import StorageUnavailable
+from app.jobs.files import sidecar
 from app.jobs.metrics import since
 from app.jobs.queue import LEASE_S, Owner, Queue
 from app.jobs.states import Status
 from app.jobs.tables import batch_row, job
 from app.settings import Settings
 from tests.factories import make_request
+from tests.failpoints import Failpoints
 from tests.worker.fakes import Bench, make_bench
 from worker.attempt import PATIENCE_S
 from worker.death import cause_of_death, oom_kills
@@ -264,6 +267,42 @@ class HeldGpu:
 
     def read(self) -> Vram:
         return Vram(self.held, 12 * 2**30, None, None, None)
+
+
+def test_what_died_between_the_end_and_the_sweep_is_settled_at_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.begin()
+    bench.says(bench.best(1, 1.0))
+    folder = bench.attempt_directory
+    (folder / "resume-s00000009-0123456789abcdef.pt").write_bytes(b"of no row")
+    (folder / "report.md").write_text("# Report")
+    with monkeypatch.context() as death:
+        death.setattr(Supervisor, "_settle", lambda *_: None)
+        bench.says(DONE)
+        bench.dies()
+    bench.supervisor.arrive()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in folder.glob("best-*")
+    )
+    assert (bench.paths.job(job_id) / "report.md").read_text() == "# Report"
+
+
+def test_a_best_half_published_is_published_whole_at_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.begin()
+    bench.says(bench.best(1, 2.0))
+    points = Failpoints(bench.root / "failpoints")
+    monkeypatch.setattr(failpoints, "_folder", str(points.folder))
+    points.arm("publish.between_links", "error:EIO")
+    bench.says(bench.best(2, 1.0))
+    bench.says(DONE)
+    bench.dies()
+    bench.supervisor.arrive()
+    row = bench.row(job_id)
+    assert bench.paths.best(job_id).read_bytes() == (bench.paths.job(job_id) / row.best_file).read_bytes()
+    assert json.loads(sidecar(bench.paths.best(job_id)).read_text())["sha256"] == row.best_sha256
 
 
 def test_a_gpu_held_by_others_is_waited_for_and_named(bench: Bench) -> None:

@@ -103,6 +103,14 @@ class Resuming(Door):
                 )
             return [row.name for row in old]
 
+    def checkpoint_files(self, job_ids: Sequence[str]) -> frozenset[str]:
+        """Name the checkpoints of some jobs that count, each below the folder of its job: `<job>/<name>`."""
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                sa.select(checkpoint.c.job_id, checkpoint.c.name).where(checkpoint.c.job_id.in_(job_ids))
+            )
+            return frozenset(f"{row.job_id}/{row.name}" for row in rows)
+
     def kept_files(self, job_id: str) -> frozenset[str]:
         """Name the files of a job that count: checkpoints, the best, the bests a resume may go back to."""
         with self.database.reading() as connection:
