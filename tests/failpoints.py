@@ -35,3 +35,7 @@ class Failpoints:
     def is_armed(self, name: str) -> bool:
         """Whether the point has not been reached, or not often enough."""
         return (self.folder / name).exists()
+
+    def armed(self) -> set[str]:
+        """The points that have still to be reached."""
+        return {path.name for path in self.folder.iterdir() if path.name in POINTS}
