@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,26 @@ def test_any_shape_runs_forward_and_backward_in_every_precision(
     assert logits_BK.shape == (2, num_classes)
     torch.autograd.backward(logits_BK.float().sum())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # as in Passes
+@pytest.mark.parametrize(
+    ("name", "precision"), list(zip(SMALL, cycle(("fp32", "bf16", "fp16")), strict=False))
+)
+def test_a_compiled_model_gives_the_same_gradients(name: str, precision: Any) -> None:
+    """Traced, but not handed to a C++ compiler, which takes its time."""
+    config = SMALL[name]
+    torch.manual_seed(0)
+    model = build_model(config, window=3, shape=(2, 6), num_classes=3).eval()
+    rows_RF = torch.randn(6, 2, 6)
+    found = []
+    for wrap in (lambda f: f, partial(torch.compile, backend="eager")):
+        with Precision(precision, torch.device("cpu")).autocast():
+            logits_BK = wrap(model.head)(wrap(model.encode)(rows_RF).view(2, 3, -1)).float()
+        gradients = torch.autograd.grad(logits_BK.square().sum(), list(model.parameters()))
+        found.append([logits_BK.detach(), *gradients])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain)
 
 
 @each_model
