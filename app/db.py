@@ -237,7 +237,8 @@ def _named(error: sa.exc.DBAPIError) -> StorageUnavailable:
         return StorageDamaged(message, "Nothing is written. Restart the service: it says what to do.")
     return StorageUnavailable(
         message,
-        "Nothing was changed. Try again; if it stays, look for another program that holds the database.",
+        "Try again: with an Idempotency-Key, what has gone through after all counts once. If it stays, look"
+        " for another program that holds the database.",
     )
 
 
