@@ -8,6 +8,7 @@ Shapes: B windows, T rows, D = d_model, H heads, E = D / H, Q queries.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,12 +44,31 @@ class Block(nn.Module):
 
     def _attend(self, normed_BTD: Tensor, num_queries: int) -> Tensor:
         query_BHQE = self._split_heads(self.query(normed_BTD[:, -num_queries:]))
+        if num_queries == 1 and normed_BTD.shape[1] > 1:
+            return self._attend_by_one(normed_BTD, query_BHQE.squeeze(2))
         key_BTD, value_BTD = self.key_value(normed_BTD).chunk(2, dim=-1)
         attended_BHQE = F.scaled_dot_product_attention(
             query_BHQE, self._split_heads(key_BTD), self._split_heads(value_BTD)
         )
         attended_BQD: Tensor = self.out(attended_BHQE.transpose(1, 2).flatten(2))
         return attended_BQD
+
+    def _attend_by_one(self, normed_BTD: Tensor, query_BHE: Tensor) -> Tensor:
+        """Attend with one query a head, keys and values never laid out: [B, 1, D].
+
+        q . (W_k x_t) = (W_k^T q) . x_t, and the sum of a_t (W_v x_t) is W_v times the sum of a_t x_t.
+        The bias of the keys moves all scores of a head alike, which softmax does not see.
+        """
+        heads, depth = query_BHE.shape[1:]
+        key_HED, value_HED = self.key_value.weight.view(2, heads, depth, -1)
+        _, value_bias_HE = self.key_value.bias.view(2, heads, depth)
+        asked_BHD = torch.einsum("bhe,hed->bhd", query_BHE, key_HED)
+        seen_BHD = F.scaled_dot_product_attention(
+            asked_BHD.unsqueeze(1), normed_BTD.unsqueeze(1), normed_BTD.unsqueeze(1), scale=depth**-0.5
+        ).squeeze(1)
+        attended_BHE = torch.einsum("bhd,hed->bhe", seen_BHD, value_HED) + value_bias_HE
+        attended_B1D: Tensor = self.out(attended_BHE.flatten(1)).unsqueeze(1)
+        return attended_B1D
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)
