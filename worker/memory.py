@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from app.jobs.config import CnnLstmConfig, GruConfig, JobRequest, LstmConfig
-from worker.engine.passes import backward
+from worker.engine.halves import Halves, Shared
 from worker.engine.resolve import Resolved
 from worker.engine.run import Run, build_run
 from worker.engine.samples import Splits
-from worker.engine.step import Shared, encode_once
+from worker.engine.step import encode_once
 from worker.models import build_model
 from worker.stream.batch import Batch
 
@@ -115,18 +115,13 @@ def _train(run: Run, step: Batch) -> None:
     """Go through the first part of a step, and two micro-batches of it: those after them need no more."""
     part = next(encode_once(step, run.micro_batch, run.is_sharing))
     # Once more with gradients that are there from the start, as they are later in a longer step.
+    halves = Halves(run)
+    factors_S = torch.ones(len(step), dtype=run.dtype)
     for _ in range(1 if len(step) <= run.micro_batch else 2):
-        with run.precision.autocast():
-            embedded_RD = run.passes.encode(part.rows_RF.clone())  # clone: as uploaded
-        shared = Shared(embedded_RD.to(run.dtype), part, run.micro_batch)
-        for _ in range(2):
-            windows_BTD = shared.next_windows()
-            if windows_BTD is None:
-                break
-            with run.precision.autocast():
-                logits_BK = run.passes.head(windows_BTD)
-            losses_B = run.loss.per_sample(logits_BK, step.labels_B[: len(logits_BK)])
-            backward(losses_B, torch.ones_like(losses_B))
+        shared = Shared(halves, part.rows_RF.clone(), part)  # clone: as uploaded
+        for first in range(0, min(len(part), 2 * run.micro_batch), run.micro_batch):
+            last = min(len(part), first + run.micro_batch)
+            shared.train(first, step.labels_B[first:last], factors_S[first:last])
         shared.backward()
 
 

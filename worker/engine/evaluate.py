@@ -109,5 +109,6 @@ def _step_down(run: Run, message: str) -> None:
     if not run.request.oom.recover or run.eval_batch == 1:
         raise out_of_memory(run, message, during="evaluation")
     run.eval_batch //= 2
+    run.graphs.forget()  # the memory they hold is of more use here
     if run.device.type == "cuda":
         torch.cuda.empty_cache()

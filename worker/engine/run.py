@@ -19,6 +19,7 @@ from app.jobs.config import JobRequest
 from worker.engine.average import Average
 from worker.engine.build import Schedule, build_optimizer, build_schedule
 from worker.engine.events import BestFile, Rung
+from worker.engine.graphs import CudaRecorder, Graphs
 from worker.engine.keep import Keeper
 from worker.engine.loss import Loss, build_loss
 from worker.engine.passes import Passes
@@ -93,6 +94,7 @@ class Run:
     passes: Passes
     masks: Masks | None  # of dropout, when they must not depend on the micro-batch
     keeper: Keeper
+    graphs: Graphs
 
     is_sharing: bool = True  # rows are encoded once for several micro-batches
     largest_fit: int = 0  # the largest micro-batch of a step that went through
@@ -177,8 +179,17 @@ class Run:
             self.non_finite_streak += 1
         self.attempted = None
 
+    def clear_gradients(self) -> None:
+        """Make ready for the next step. Recordings add to the gradients where they are: these are zeroed."""
+        if self.graphs.is_on:
+            torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
+        else:
+            for parameter in self.parameters:
+                parameter.grad = None
+
     def free(self) -> None:
         """Give back what only training needs."""
+        self.graphs.forget()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
         if self.device.type == "cuda":
@@ -260,8 +271,15 @@ def build_run(
         ),
         masks=masks,
         keeper=Keeper(request.checkpoint.every_s, clock),
+        graphs=Graphs(CudaRecorder if _is_recordable(request, device) else None),
         is_sharing=resolved.share_rows,
     )
+
+
+def _is_recordable(request: JobRequest, device: torch.device) -> bool:
+    """Tell whether steps may be CUDA graphs: masks differ from step to step, compiled code differs anyway."""
+    training = request.training
+    return device.type == "cuda" and not (training.deterministic or training.compile)
 
 
 def _set_up_process(

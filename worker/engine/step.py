@@ -16,12 +16,13 @@ from torch.nn.utils import clip_grads_with_norm_
 from app.failpoints import failpoint
 from worker.engine.errors import GpuOutOfMemory, RestartSmaller, first_line, is_gpu_exhausted
 from worker.engine.events import OomRecovered, Tick, Warned
+from worker.engine.graphs import CaptureFailed
+from worker.engine.halves import Halves, Shared
 from worker.engine.loss import coefficients
-from worker.engine.passes import CompileFailed, backward
+from worker.engine.passes import CompileFailed
 from worker.engine.readback import Readback
 from worker.engine.run import Attempted, Run
 from worker.engine.tally import Counted
-from worker.models.base import gather_windows
 from worker.stream.batch import Batch
 
 TICK = Tick()
@@ -57,17 +58,22 @@ def train_step(
             grad_norm = _unscale_and_clip(run)
             break
         except CompileFailed as error:
-            is_memory, message = False, first_line(error)
+            failed, message = "compile", first_line(error)
+        except CaptureFailed as error:
+            failed, message = "capture", first_line(error)
         except RuntimeError as error:
             if not is_gpu_exhausted(error):
                 raise
-            is_memory, message = True, first_line(error)
+            failed, message = "memory", first_line(error)
         # Outside the except clause: the traceback, and the tensors it holds, are gone.
         before.restore(run)
-        if is_memory:
+        if failed == "memory":
             run.settle()
             step_down(run, message, during="training")
             yield OomRecovered(epoch, run.num_steps + 1, run.rung, message)
+        elif failed == "capture":
+            run.graphs.stop()
+            yield Warned("cuda_graphs_failed", f"CUDA graphs cannot be had, training is slower: {message}")
         else:
             run.passes.stop_compiling()
             yield Warned("compile_failed", f"The model does not compile and runs as it is: {message}")
@@ -163,6 +169,7 @@ class _Before:
         )
 
     def restore(self, run: Run) -> None:
+        run.graphs.forget()  # they hold memory, and write to the gradients that go now
         run.optimizer.zero_grad(set_to_none=True)
         run.precision.forget_step()
         torch.set_rng_state(self.cpu_rng)
@@ -179,79 +186,24 @@ def _accumulate(run: Run, samples: Batch, factors_S: Tensor) -> Generator[Tick, 
     factors_S = run.precision.scale(run.upload(factors_S))
     # Parts are whole micro-batches, so these are theirs, in turn.
     cut = zip(torch.split(labels_S, run.micro_batch), torch.split(factors_S, run.micro_batch), strict=True)
+    halves = Halves(run)
     losses: list[Tensor] = []
     logits: list[Tensor] = []
     done = 0
     for part in encode_once(samples, run.micro_batch, run.is_sharing):
-        rows_RF = run.upload(part.rows_RF).to(run.dtype)
-        with run.precision.autocast():
-            embedded_RD = run.passes.encode(rows_RF)
-        # Full precision: up to T windows add their gradients to one row.
-        shared = Shared(embedded_RD.to(run.dtype), part, run.micro_batch)
-        while (windows_BTD := shared.next_windows()) is not None:
+        shared = Shared(halves, run.upload(part.rows_RF).to(run.dtype), part)
+        for first in range(0, len(part), run.micro_batch):
             failpoint("train.micro_batch")
             labels_B, factors_B = next(cut)
             if run.masks is not None:
                 run.masks.begin(run.num_attempts, done, len(labels_B))
                 done += len(labels_B)
-            with run.precision.autocast():
-                logits_BK = run.passes.head(windows_BTD)
-            losses_B = run.loss.per_sample(logits_BK, labels_B)
-            backward(losses_B, factors_B)
-            losses.append(losses_B.detach())
-            logits.append(logits_BK.detach())
+            losses_B, logits_BK = shared.train(first, labels_B, factors_B)
+            losses.append(losses_B)
+            logits.append(logits_BK)
             yield TICK
         shared.backward()
     return Counted(torch.cat(losses), torch.cat(logits).argmax(dim=-1), labels_S)
-
-
-class Shared:
-    """Encoded rows that the windows of several micro-batches share, and the gradients these add to them.
-
-    The graph behind the rows is walked once, when every micro-batch has been. A part of one micro-batch is
-    one graph.
-    """
-
-    def __init__(self, embedded_RD: Tensor, part: Batch, micro_batch: int) -> None:
-        self._embedded_RD = embedded_RD
-        self._part = part
-        self._micro_batch = micro_batch
-        self._is_one = len(part) <= micro_batch
-        self._first = 0
-        if not self._is_one:
-            self._rows_RD = embedded_RD.detach()
-            self._gradient_RD = torch.zeros_like(self._rows_RD)
-        self._leaf: tuple[Tensor, int] | None = None  # rows of the last micro-batch, and where they begin
-
-    def next_windows(self) -> Tensor | None:
-        """Lay out the windows of the next micro-batch, [B, T, D]; None after the last."""
-        self._collect()
-        part, first = self._part, self._first
-        if first >= len(part):
-            return None
-        count = min(self._micro_batch, len(part) - first)
-        self._first += count
-        if self._is_one:
-            return gather_windows(self._embedded_RD, part.starts_B, part.window, part.is_dense)
-        # A leaf of its own: through a slice of a common one, each backward pass would fill all rows.
-        low = first if part.is_dense else 0
-        num_rows = count + part.window - 1 if part.is_dense else self._rows_RD.shape[0]
-        rows_RD = self._rows_RD.narrow(0, low, num_rows).requires_grad_()
-        self._leaf = rows_RD, low
-        return gather_windows(rows_RD, part.starts_B[first : first + count], part.window, part.is_dense)
-
-    def backward(self) -> None:
-        """Walk back through what encoded the rows."""
-        # The encoder of a custom model may have no weights.
-        if not self._is_one and self._embedded_RD.requires_grad:
-            backward(self._embedded_RD, self._gradient_RD)
-
-    def _collect(self) -> None:
-        if self._leaf is not None:
-            rows_RD, low = self._leaf
-            assert rows_RD.grad is not None
-            self._gradient_RD.narrow(0, low, rows_RD.shape[0]).add_(rows_RD.grad)
-            self._leaf = None
 
 
 def _unscale_and_clip(run: Run) -> Tensor:
@@ -272,7 +224,6 @@ def _apply(run: Run, grad_norm: Tensor) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.precision.step(run.optimizer, grad_norm)
-    for parameter in run.parameters:
-        parameter.grad = None
+    run.clear_gradients()
     run.num_attempts += 1
     run.attempted = Attempted(lr, Readback(grad_norm))

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_unfold_backward = torch.ops.aten.unfold_backward.default
+_embedding_backward = torch.ops.aten.embedding_dense_backward.default
+
 
 class SequenceModel(nn.Module, ABC):
     """Classify windows of rows; each row is encoded once, however many windows share it.
@@ -72,6 +75,18 @@ def batch_layers(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) or getattr(module, "track_running_stats", False)
     ]
+
+
+def scatter_windows(gradient_BTD: Tensor, starts_B: Tensor, num_rows: int, is_dense: bool) -> Tensor:
+    """Add up, for each row, what the windows that hold it say: the backward of `gather_windows`, [R, D]."""
+    window, size = gradient_BTD.shape[1:]
+    if is_dense:
+        rows_RD: Tensor = _unfold_backward(gradient_BTD.transpose(1, 2), (num_rows, size), 0, window, 1)
+        return rows_RD
+    index_BT = starts_B.unsqueeze(1) + torch.arange(window, device=starts_B.device)
+    index_BT = index_BT.to(gradient_BTD.device, non_blocking=True)
+    rows_RD = _embedding_backward(gradient_BTD, index_BT, num_rows, -1, False)
+    return rows_RD
 
 
 def num_parameters(model: nn.Module) -> int:
