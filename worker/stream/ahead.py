@@ -27,7 +27,9 @@ class ReadAhead(Generic[Item]):
     def __init__(self, items: Generator[Item, None, None], depth: int = 1) -> None:
         self._items = items
         self._ready: SimpleQueue[Item | _End] = SimpleQueue()
-        self._slots = threading.Semaphore(depth)
+        self._slots: SimpleQueue[None] = SimpleQueue()  # a semaphore, at a fraction of its cost
+        for _ in range(depth):
+            self._slots.put(None)
         self._stopping = False
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
@@ -41,7 +43,7 @@ class ReadAhead(Generic[Item]):
             raise StopIteration
         item = self._ready.get()
         if not isinstance(item, _End):
-            self._slots.release()
+            self._slots.put(None)
             return item
         self.close()
         if item.error is not None:
@@ -51,14 +53,14 @@ class ReadAhead(Generic[Item]):
     def close(self) -> None:
         """End the thread and wait for it."""
         self._ended = self._stopping = True
-        self._slots.release()
+        self._slots.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         end = _End()
         try:
             while True:
-                self._slots.acquire()
+                self._slots.get()
                 if self._stopping:
                     break
                 self._ready.put(next(self._items))

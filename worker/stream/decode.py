@@ -50,9 +50,9 @@ def decode_features(table: pa.Table, features: Features, origin: Origin) -> Tens
     return rows_RE.view(-1, *features.shape)
 
 
-def decode_plain(buffer: pa.Buffer, features: Features) -> Tensor:
+def decode_plain(content: NDArray[np.uint8], features: Features) -> Tensor:
     """Return little-endian numbers, row by row as they lie in a binary column, as float32 [R, *shape]."""
-    values = np.frombuffer(buffer, np.dtype(features.dtype).newbyteorder("<"))
+    values = content.view(np.dtype(features.dtype).newbyteorder("<"))
     return torch.from_numpy(values).to(torch.float32).view(-1, *features.shape)
 
 

@@ -6,12 +6,18 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from app.datasets.parquet import unavailable
 from app.datasets.places import Place, S3Path
 from app.datasets.schema import Dataset
-from worker.stream.plain import Pages, find_pages
+from worker.stream.memory import Memory
+from worker.stream.plain import Pages, PlainFile, find_pages
+
+# Of plain rows that are read at once: what was read is still in the caches when it is used.
+PIECE_BYTES = 2 << 20
 
 Look = tuple[int, int | str]  # size, and time of the last change in ns or entity tag
 
@@ -19,7 +25,8 @@ Look = tuple[int, int | str]  # size, and time of the last change in ns or entit
 class Files:
     """Made when the fingerprint was just found right: a file that looks different later has changed."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, max_bytes: int = PIECE_BYTES) -> None:
+        """max_bytes: of a piece of plain rows."""
         self._dataset = dataset
         self._looks = [_pinned(file.path) for file in dataset.files]
         self._pages: dict[tuple[int, int], Pages | None] = {}
@@ -27,6 +34,8 @@ class Files:
         self.plain_width = 0  # bytes of a row of a binary column, else 0
         if features.layout == "binary" and isinstance(dataset.files[0].path, Path):
             self.plain_width = prod(features.shape) * np.dtype(features.dtype).itemsize
+        self.piece_rows = max(1, min(PIECE_BYTES, max_bytes) // max(1, self.plain_width))
+        self._memory = Memory(self.piece_rows * self.plain_width)
 
     def has_changed(self, file: int) -> bool:
         """Tell whether a file is gone, or looks different than at the start. Raises SourceUnavailable."""
@@ -41,6 +50,24 @@ class Files:
             column = self._dataset.features.columns[0]
             self._pages[key] = find_pages(footer, row_group, column, self.plain_width)
         return self._pages[key]
+
+    def found(self, file: int, row_group: int) -> Pages:
+        """Return where the features of a row group lie, when `pages` found that."""
+        pages = self._pages[file, row_group]
+        assert pages is not None, "only asked for what lies plainly"
+        return pages
+
+    def open_plain(self, file: int) -> PlainFile:
+        """Open a file whose features lie plainly, for the caller alone. Raises OSError."""
+        path = self._dataset.files[file].path
+        assert isinstance(path, Path), "plain bytes are read from local files only"
+        return PlainFile(path, self.plain_width)
+
+    def take_memory(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return memory for rows: used again if it is for a piece, else new."""
+        if num_bytes <= self._memory.num_bytes:
+            return self._memory.take()[:num_bytes]
+        return np.frombuffer(pa.allocate_buffer(num_bytes), np.uint8)
 
 
 def _pinned(place: Place) -> Look | None:

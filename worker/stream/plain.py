@@ -8,7 +8,7 @@ Source: the Parquet format, Thrift.md (compact protocol) and parquet.thrift (Pag
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -47,12 +47,28 @@ class PlainFile:
         """Close the file."""
         os.close(self._descriptor)
 
-    def read_into(self, view: memoryview, pages: Pages, first: int, num_rows: int) -> bool:
-        """Fill `view` with rows from `first` of a row group on; False when a page is not plain."""
-        last = first + num_rows
-        while pages.firsts[-1] < last:
+    def find(self, pages: Pages, stop: int) -> bool:
+        """Walk the pages of the first `stop` rows of a row group; False when one of them is not plain."""
+        while pages.firsts[-1] < stop:
             if not self._walk(pages):
                 return False
+        return True
+
+    def expect(self, pages: Pages, first: int, stop: int) -> None:
+        """Have the system load these rows, which were found, while others are in use."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        low, high = bisect_right(pages.firsts, first) - 1, bisect_left(pages.firsts, stop)
+        place, end = pages.places[low], pages.places[high - 1]
+        end += (pages.firsts[high] - pages.firsts[high - 1]) * self._width
+        try:  # to ask for what is there costs a tenth of copying it
+            os.preadv(self._descriptor, [bytearray(1)], end - 1, os.RWF_NOWAIT)
+        except OSError:
+            os.posix_fadvise(self._descriptor, place, end - place, os.POSIX_FADV_WILLNEED)
+
+    def read_into(self, view: memoryview, pages: Pages, first: int, num_rows: int) -> bool:
+        """Fill `view` with rows from `first` of a row group on, which were found; False at the file's end."""
+        last = first + num_rows
         page, row, done = bisect_right(pages.firsts, first) - 1, first, 0
         while row < last:
             stop = min(pages.firsts[page + 1], last)

@@ -6,10 +6,10 @@ Shapes: R rows of a block, F... the shape of one row.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from app.datasets.errors import DataChanged, DataError, SchemaMismatch, SourceUnavailable
 from app.datasets.parquet import BUFFER_BYTES, THRIFT_CONTAINER_ITEMS, THRIFT_STRING_BYTES, reading
-from app.datasets.places import Place, S3Path, openable
+from app.datasets.places import S3Path, openable
 from app.datasets.schema import Dataset
 from app.errors import shown
 from worker.stream.block import Block
@@ -36,6 +36,9 @@ from worker.stream.decode import (
 from worker.stream.files import Files
 from worker.stream.layout import Extent, Layout
 from worker.stream.plain import PlainFile
+
+Cut = Callable[[int, int, int], Iterator[tuple[int, int]]]
+"""Cuts rows, first and last + 1, into pieces of up to a number of rows, which may overlap."""
 
 MAX_OPEN_FILES = 300
 # Without features, a row group of up to so many rows is read at once for all its slices.
@@ -80,6 +83,19 @@ class Reader:
         finally:
             self.close()
 
+    def pieces(self, extents: Iterable[Extent], cut: Cut) -> Generator[Iterable[Block], None, None]:
+        """Read the extents of a dataset without groups one by one, as `blocks` does, for a reader ahead.
+
+        Where its features lie plainly, an extent comes as pieces that are only read when they are asked for:
+        copied then, from the page cache, they are in the processor's caches when they are used.
+        """
+        try:
+            for extent in extents:
+                self._read_files.add(int(self._layout.files[extent[0]]))
+                yield self._pieces(extent, cut) or (self.read(extent),)
+        finally:
+            self.close()
+
     def check_unchanged(self) -> None:
         """Raise DataChanged when a file that was read looks different now."""
         for file in sorted(self._read_files):
@@ -97,11 +113,12 @@ class Reader:
         file, start = int(layout.files[first]), int(layout.starts[first])
         origin = Origin(dataset.files[file].name, start - int(layout.file_starts[file]))
         with self._named(file, origin):
-            plain_RF = self._read_plain(file, first, last, origin)
+            plain_RF = None
+            if self._is_plain(extent, origin):
+                plain = self._open(file, origin).plain()
+                plain_RF = self._read_plain(plain, file, start, int(layout.starts[last]), origin)
             columns = self._columns if plain_RF is None else self._others
             table = self._table(file, first, last, columns, origin)
-            if table.num_rows != layout.starts[last] - start:
-                raise _changed(origin.name)
             times_R = groups_R = np.empty(0, np.int64)
             if dataset.group is not None:
                 times_R = decode_times(table, dataset.timestamp, origin)
@@ -124,27 +141,77 @@ class Reader:
         while self._open_files:
             self._open_files.popitem()[1].close()
 
-    def _read_plain(self, file: int, first: int, last: int, origin: Origin) -> Tensor | None:
-        """Read the features without Arrow, where that can be; only what Arrow read and checked before."""
-        checks, layout, width = self._checks, self._layout, self._files.plain_width
-        if not width or self._keys_only or checks is None or not checks.is_done(first, last):
-            return None
+    def _pieces(self, extent: Extent, cut: Cut) -> Iterable[Block] | None:
+        """Return the pieces of an extent, to be read; None when its features do not lie plainly."""
+        layout, (first, last) = self._layout, extent
+        file, start, stop = int(layout.files[first]), int(layout.starts[first]), int(layout.starts[last])
+        origin = Origin(self._dataset.files[file].name, start - int(layout.file_starts[file]))
+        with self._named(file, origin):
+            if not self._is_plain(extent, origin):
+                return None
+            table = self._table(file, first, last, self._others, origin)
+            labels_R = decode_labels(table, self._dataset.label, origin)
+        return self._copied(extent, labels_R, origin, cut(start, stop, self._files.piece_rows))
+
+    def _copied(
+        self, extent: Extent, labels_R: Tensor, origin: Origin, pieces: Iterator[tuple[int, int]]
+    ) -> Iterator[Block]:
+        """Read each piece when it is its turn, by a file of its own: this reader may be far ahead."""
+        file, start = int(self._layout.files[extent[0]]), int(self._layout.starts[extent[0]])
+        no_keys = np.empty(0, np.int64)
+        with self._named(file, origin):
+            plain = self._files.open_plain(file)
+        with closing(plain):
+            for low, high in pieces:
+                with self._named(file, origin):
+                    rows_RF = self._read_plain(plain, file, low, high, origin)
+                block = Block(low, rows_RF, labels_R[low - start : high - start], no_keys, no_keys)
+                yield block if self._checks is None else self._checks.checked(extent, block, origin)
+
+    def _is_plain(self, extent: Extent, origin: Origin) -> bool:
+        """Find the features of an extent in its file, and have the system load them; False if not plain.
+
+        Only what Arrow read and checked before is read without it.
+        """
+        layout, width = self._layout, self._files.plain_width
+        if not width or self._keys_only or self._checks is None or not self._checks.is_done(*extent):
+            return False
+        file = int(layout.files[extent[0]])
         opened = self._open(file, origin)
-        num_rows = int(layout.starts[last] - layout.starts[first])
-        buffer = pa.allocate_buffer(num_rows * width)
-        view, done = memoryview(buffer).cast("B"), 0
-        for unit in range(first, last):
-            row_group, rows = int(layout.row_groups[unit]), int(layout.starts[unit + 1] - layout.starts[unit])
-            pages = self._files.pages(file, row_group, opened.parquet.metadata)
-            if pages is None:
-                return None
-            part = view[done : done + rows * width]
-            if not opened.plain(width).read_into(part, pages, int(layout.offsets[unit]), rows):
-                return None
-            done += rows * width
-        return decode_plain(buffer, self._dataset.features)
+        plain = opened.plain()
+        for unit in range(*extent):
+            pages = self._files.pages(file, int(layout.row_groups[unit]), opened.parquet.metadata)
+            before = int(layout.offsets[unit])
+            stop = before + int(layout.starts[unit + 1] - layout.starts[unit])
+            if pages is None or not plain.find(pages, stop):
+                return False
+            plain.expect(pages, before, stop)
+        return True
+
+    def _read_plain(self, plain: PlainFile, file: int, first: int, last: int, origin: Origin) -> Tensor:
+        """Read the features of rows first .. last - 1 of the dataset, which were found in this file."""
+        layout, width = self._layout, self._files.plain_width
+        content = self._files.take_memory((last - first) * width)
+        view, unit, row = content.data, layout.unit_at(first), first
+        while row < last:
+            stop = min(int(layout.starts[unit + 1]), last)
+            pages = self._files.found(file, int(layout.row_groups[unit]))
+            before = int(layout.offsets[unit]) + row - int(layout.starts[unit])
+            if not plain.read_into(
+                view[(row - first) * width : (stop - first) * width], pages, before, stop - row
+            ):
+                raise _changed(origin.name)
+            row, unit = stop, unit + 1
+        return decode_plain(content, self._dataset.features)
 
     def _table(self, file: int, first: int, last: int, columns: list[str], origin: Origin) -> Any:
+        """Read some columns of units first .. last - 1 by Arrow."""
+        table = self._read_table(file, first, last, columns, origin)
+        if table.num_rows != self._layout.starts[last] - self._layout.starts[first]:
+            raise _changed(origin.name)
+        return table
+
+    def _read_table(self, file: int, first: int, last: int, columns: list[str], origin: Origin) -> Any:
         parquet = self._open(file, origin).parquet
         row_groups = [int(group) for group in self._layout.row_groups[first:last]]
         if self._dataset.features.layout == "list" and not self._keys_only:
@@ -210,7 +277,7 @@ class Reader:
             or (self._checks is not None and self._checks.wants_checksums(units)),
             arrow_extensions_enabled=False,
         )
-        opened = self._open_files[file] = _OpenFile(path, parquet)
+        opened = self._open_files[file] = _OpenFile(parquet, partial(self._files.open_plain, file))
         footer = parquet.metadata
         planned = self._dataset.files[file].row_groups
         if (
@@ -258,15 +325,14 @@ class _Pass(NamedTuple):
 class _OpenFile:
     """A file as Arrow reads it and, once asked for, as plain bytes."""
 
-    def __init__(self, path: Place, parquet: pq.ParquetFile) -> None:
+    def __init__(self, parquet: pq.ParquetFile, open_plain: Callable[[], PlainFile]) -> None:
         self.parquet = parquet
-        self._path = path
+        self._open_plain = open_plain
         self._plain: PlainFile | None = None
 
-    def plain(self, width: int) -> PlainFile:
+    def plain(self) -> PlainFile:
         if self._plain is None:
-            assert isinstance(self._path, Path), "plain bytes are read from local files only"
-            self._plain = PlainFile(self._path, width)
+            self._plain = self._open_plain()
         return self._plain
 
     def close(self) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
+from itertools import chain
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +19,12 @@ from worker.stream.block import Block
 from worker.stream.checks import Checks
 from worker.stream.files import Files
 from worker.stream.layout import Extent, lay_out
+from worker.stream.memory import Memory
 from worker.stream.reader import Reader
 from worker.stream.tape import Tape
 from worker.stream.windows import Ints, Windows
+
+LARGE_BYTES = 1 << 20
 
 
 class RowOrder:
@@ -36,7 +42,7 @@ class RowOrder:
     ) -> None:
         """max_bytes: of a block."""
         self._dataset, self._groups, self._windows = dataset, plan.groups, windows
-        self._layout, self._files = lay_out(dataset, max_bytes), Files(dataset)
+        self._layout, self._files = lay_out(dataset, max_bytes), Files(dataset, max_bytes)
         self._checks = Checks(
             dataset.features,
             plan.num_classes,
@@ -51,12 +57,19 @@ class RowOrder:
         windows = self._windows
         run = int(np.searchsorted(windows.before_W, skip, side="right")) - 1
         done = skip - int(windows.before_W[run])  # windows of that run
-        first_row = int(windows.firsts_W[run]) + done * windows.stride - windows.window + 1
         reader = Reader(self._dataset, self._layout, self._groups, self._files, self._checks)
-        extents = self._layout.extents(first_row, windows.touches)
-        with closing(ReadAhead(reader.blocks(extents))) as blocks:
-            yield from _cut(Tape(blocks, windows.window, windows.stride), windows, run, done, size)
+        extents = self._layout.extents(windows.first_row(skip), windows.touches)
+        pieces = reader.pieces(extents, partial(_whole_batches, windows, size, skip))
+        with closing(ReadAhead(pieces)) as ahead:
+            tape = Tape(chain.from_iterable(ahead), windows.window, windows.stride, self._memory(size))
+            yield from _cut(tape, windows, run, done, size)
         reader.check_unchanged()
+
+    def _memory(self, size: int) -> Memory | None:
+        """Return memory for batches so large that the system would give new pages for each."""
+        reach = (size - 1) * min(self._windows.stride, self._windows.window) + self._windows.window
+        num_bytes = reach * 4 * prod(self._dataset.features.shape)
+        return Memory(num_bytes) if num_bytes > LARGE_BYTES else None
 
     def _used(self, extent: Extent, block: Block) -> NDArray[np.bool_]:
         return self._windows.is_used(np.arange(block.start, block.stop))
@@ -86,3 +99,24 @@ def _cut(tape: Tape, windows: Windows, run: int, done: int, size: int) -> Iterat
             left -= taken
     if pending:
         yield tape.gather(np.concatenate(pending))
+
+
+def _whole_batches(
+    windows: Windows, size: int, skip: int, first: int, last: int, num_rows: int
+) -> Iterator[tuple[int, int]]:
+    """Cut rows first .. last - 1 into pieces of at most `num_rows`, each with the rows of whole batches.
+
+    A piece begins with the first row of a batch; the one before ends with the last row of the batch before:
+    they share up to T - stride rows. A batch that is larger than a piece is cut anywhere.
+    """
+    while last - first > num_rows:
+        stop = first + num_rows
+        sample = windows.last_before(stop - windows.window)
+        begin = windows.first_row(sample - (sample - skip) % size) if sample >= skip else first
+        if begin > first:
+            yield first, max(begin, begin + windows.window - windows.stride)
+            first = begin
+        else:
+            yield first, stop
+            first = stop
+    yield first, last

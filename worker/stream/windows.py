@@ -42,6 +42,20 @@ class Windows:
         """Tell which rows some window holds, [N]."""
         return self.next_end(keys_N) - keys_N < self.window
 
+    def first_row(self, sample: int) -> int:
+        """Return the key of the first row of a sample's window."""
+        run = int(self.before_W.searchsorted(sample, "right")) - 1
+        return int(self.firsts_W[run]) + (sample - int(self.before_W[run])) * self.stride - self.window + 1
+
+    def last_before(self, key: int) -> int:
+        """Return the last sample whose window starts at or before a key, -1 without one."""
+        end = key + self.window - 1
+        run = int(self.firsts_W.searchsorted(end, "right")) - 1
+        if run < 0:
+            return -1
+        within = min((end - int(self.firsts_W[run])) // self.stride, int(self.counts_W[run]) - 1)
+        return int(self.before_W[run]) + within
+
     def touches(self, first: int, last: int) -> bool:
         """Tell whether some window holds a row of keys first .. last - 1."""
         return bool(self.next_end(np.array([first]))[0] - (self.window - 1) < last)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.datasets.errors import DataChanged
 from app.datasets.schema import Features
 from app.datasets.split import WindowRun
 from tests.worker.stream.factory import Planted, arrow_features, make_dataset, make_plan, plant, seen, write
+from worker.stream import files, reader
 from worker.stream.errors import StreamBudgetTooSmall
+from worker.stream.memory import Memory
 from worker.stream.plain import PlainFile, find_pages, read_struct
 from worker.stream.stream import Stream
+from worker.stream.tape import Tape
 
 torch.set_num_threads(1)
 
@@ -42,7 +49,11 @@ def read(path: Path, values_NE: Any, *, is_required: bool = False, **options: An
         return None
     plain, content = PlainFile(path, width), bytearray(200 * width)
     try:
-        return bytes(content) if plain.read_into(memoryview(content), pages, 50, 200) else None
+        if not plain.find(pages, 250):
+            return None
+        plain.expect(pages, 50, 250)
+        assert plain.read_into(memoryview(content), pages, 50, 200)
+        return bytes(content)
     finally:
         plain.close()
 
@@ -90,7 +101,7 @@ def test_pages_with_a_missing_value_are_left_alone(tmp_path: Path, width: int) -
         pages = find_pages(file.metadata, 0, "features", width)
     assert pages is not None
     plain = PlainFile(path, width)
-    assert not plain.read_into(memoryview(bytearray(ROWS * width)), pages, 0, ROWS)
+    assert not plain.find(pages, ROWS)
     plain.close()
 
 
@@ -113,6 +124,49 @@ def test_later_passes_give_what_the_first_gave(
     stream = Stream(planted.dataset, planted.plan, "train", budget_bytes=budget)
     for skip in (0, 0, 17, 55):
         assert seen(stream.batches(5, skip=skip)) == planted.expected()[skip:]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_later_passes_in_pieces_of_any_size_give_every_sample_in_order(data: st.DataObject) -> None:
+    draw = data.draw
+    recipe = {
+        "window": draw(st.integers(1, 9), label="window"),
+        "stride": draw(st.sampled_from([1, 1, 2, 3, 12]), label="stride"),
+        "kept": draw(st.sampled_from([1.0, 0.9, 0.4]), label="kept"),
+        "num_files": draw(st.integers(1, 3), label="num_files"),
+        "seed": draw(st.integers(0, 1 << 20), label="seed"),
+    }
+    size = draw(st.sampled_from([1, 2, 3, 5, 15, 64]), label="size")
+    piece_bytes = draw(st.sampled_from([1, 100, 300, 1000, 1 << 20]), label="piece_bytes")  # a row is 24
+    with tempfile.TemporaryDirectory() as folder, patch.object(files, "PIECE_BYTES", piece_bytes):
+        planted = planted_plainly(Path(folder), row_group_rows=40, **recipe)
+        expected, stream = planted.expected(), Stream(planted.dataset, planted.plan, "train")
+        assert seen(stream.batches(3)) == expected
+        skip = draw(st.integers(0, len(expected)), label="skip")
+        with patch.object(reader, "decode_features", None):
+            held = list(stream.batches(size, skip=skip))  # all at once: their memory is not used again
+        assert seen(iter(held)) == expected[skip:]
+
+
+def test_no_batch_is_copied_where_pieces_meet(tmp_path: Path) -> None:
+    with patch.object(files, "PIECE_BYTES", 300):  # twelve rows
+        planted = planted_plainly(tmp_path, row_group_rows=100)
+        stream = Stream(planted.dataset, planted.plan, "train")
+    first = seen(stream.batches(5))
+    with patch.object(Tape, "_seam", None):
+        assert seen(stream.batches(5)) == first
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
+    memory = Memory(1 << 12)
+    first = memory.take()
+    place, view = first.ctypes.data, torch.from_numpy(first.view(np.float32)).view(2, -1)[1:]
+    del first
+    second = memory.take()
+    assert second.ctypes.data != place
+    del view
+    assert memory.take().ctypes.data == place
 
 
 def test_later_passes_do_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
