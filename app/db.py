@@ -60,11 +60,15 @@ def server_time(dialect: str, *, plus_s: float = 0.0) -> sa.ColumnElement[dateti
 
     SQLite has one host; its clock comes as the parameter `now`.
     """
-    later = sa.literal(round(plus_s * 1_000_000), sa.BigInteger)
     if dialect == "sqlite":
-        return sa.bindparam("now", type_=UtcTime).op("+", return_type=UtcTime())(later)
+        return later(sa.bindparam("now", type_=UtcTime), plus_s)
     seconds = sa.func.extract("epoch", sa.func.clock_timestamp())
-    return sa.type_coerce(sa.cast(seconds * 1_000_000, sa.BigInteger) + later, UtcTime)
+    return later(sa.type_coerce(sa.cast(seconds * 1_000_000, sa.BigInteger), UtcTime), plus_s)
+
+
+def later(than: sa.ColumnElement[datetime], by_s: float) -> sa.ColumnElement[datetime]:
+    """Write the time some seconds after another."""
+    return than.op("+", return_type=UtcTime())(sa.literal(round(by_s * 1_000_000), sa.BigInteger))
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,8 @@ class Supervisor:
                 cause = Reason("internal", "The worker died while it ran the job.", None)
                 status = self._queue.crash(row.id, row.attempt, cause)
                 self._say(f"found {row.id} left running by a worker that is gone: {status}")
+                with suppress(OSError):
+                    self._settle(self._queue.get(row.id))
 
     def _put_back_unbegun(self) -> None:
         """Put back what this supervisor runs by the database alone: nobody's crash."""

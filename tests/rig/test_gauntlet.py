@@ -30,7 +30,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     "names", [OF_WORKER, POINTS - OF_WORKER], ids=["the worker's", "the runner's and the API's"]
 )
 def test_a_kill_at_every_point_changes_no_bit(house: House, names: frozenset[str]) -> None:
-    whole = numbers(house.queue, house.root, ended(house, submit(house, "whole")).id)
+    whole = numbers(house.queue, ended(house, submit(house, "whole")).id)
     for name in names:
         house.points.arm(name, "kill")
     lived = [live(house, "life-1")]
@@ -38,5 +38,5 @@ def test_a_kill_at_every_point_changes_no_bit(house: House, names: frozenset[str
         lived.append(live(house, f"life-{len(lived) + 1}"))
     assert not left, f"never reached: {sorted(left)}"
     for job_id in lived:
-        assert_same(numbers(house.queue, house.root, job_id), whole, job_id)
+        assert_same(numbers(house.queue, job_id), whole, job_id)
     assert_settled(house)

@@ -11,6 +11,7 @@ be wrong, and a witness: a lock that every runner holds on its job for as long a
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing.connection
 import os
@@ -37,8 +38,9 @@ from app.db import Database
 from app.jobs.queue import Queue, running
 from tests.rig.witness import bear_witness
 from worker.assignment import Assignment
-from worker.entry import Orders
+from worker.entry import PR_SET_PDEATHSIG, Orders
 
+_libc = ctypes.CDLL(None)
 BEAT_S = 0.5
 TRUST_S = 0.1  # how long after its start a worker leaves the jobs of other hosts alone
 BACKOFF_S = (0.0, 0.05, 0.1)
@@ -98,6 +100,7 @@ def _fork(command: Command, ours: list[int]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in ours:
             os.close(fd)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         output = os.open(command["output"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -288,6 +288,20 @@ def test_what_died_between_the_end_and_the_sweep_is_settled_at_the_next_start(
     assert (bench.paths.job(job_id) / "report.md").read_text() == "# Report"
 
 
+@pytest.mark.parametrize("is_asked_first", [True, False])
+def test_a_cancel_around_the_death_of_a_worker_leaves_no_files(bench: Bench, is_asked_first: bool) -> None:
+    job_id = bench.begin()
+    bench.best(1, 1.0)  # written, and never committed
+    folder = bench.attempt_directory
+    if is_asked_first:
+        bench.queue.cancel(job_id)
+    make_bench_again(bench)
+    if not is_asked_first:
+        bench.queue.cancel(job_id)  # it waits again: nobody but the API has to do with it
+    assert bench.row(job_id).status == Status.CANCELLED
+    assert list(folder.iterdir()) == []
+
+
 def test_a_best_half_published_is_published_whole_at_the_next_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

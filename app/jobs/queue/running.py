@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.db import UtcTime, server_time
+from app.db import UtcTime, later, server_time
 from app.jobs.queue.door import Door, held, in_turn
 from app.jobs.queue.records import NOTHING, PAUSED, Claim, Facts, LostJob, Order, Owner, Reason, Row, Weights
 from app.jobs.queue.resuming import newest_checkpoint
@@ -19,6 +19,8 @@ from app.jobs.tables import batch_row, checkpoint, dependency, epoch_row, gate, 
 
 # First restart at once, then after 5 s, then after 30 s.
 BACKOFF_S = (0.0, 5.0, 30.0)
+# No wait is longer than this; one that seems to be is of a clock that has been put back since.
+LONGEST_WAIT_S = 60.0
 # How long a host may be silent before another takes its jobs. On one host nobody waits for it.
 LEASE_S = 60.0
 
@@ -246,7 +248,9 @@ def _due() -> sa.Select[Any]:
         sa.select(candidate.c.id)
         .where(
             candidate.c.status == Status.QUEUED,
-            candidate.c.run_after.is_(None) | (candidate.c.run_after <= now),
+            candidate.c.run_after.is_(None)
+            | (candidate.c.run_after <= now)
+            | (candidate.c.run_after > later(now, LONGEST_WAIT_S)),
             candidate.c.not_before.is_(None) | (candidate.c.not_before <= now),
             ~waits,
             device.not_in(sa.bindparam("not_on", expanding=True)),

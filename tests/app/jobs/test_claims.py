@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -38,10 +39,16 @@ def test_sixteen_processes_claim_each_job_once(database: Database) -> None:
 def test_a_claim_looks_at_no_more_jobs_than_it_must(tmp_path: Path) -> None:
     """The queue may be long: the next job is found by the index, whatever stands behind it."""
     database = make_database(tmp_path)
+    executed: list[tuple[str, Any]] = []
+
+    @sa.event.listens_for(database.read_engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        executed.append((statement, values))
+
     with database.reading() as connection:
-        due = running._DUE.params(now=datetime.now(UTC))
-        written = due.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
-        found = connection.execute(sa.text(f"EXPLAIN QUERY PLAN {written}")).all()
+        connection.execute(running._DUE, {"now": datetime.now(UTC), "not_on": ["cuda:1"]})
+        statement, values = executed[-1]
+        found = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
     plan = [row.detail for row in found]
     assert any("candidate USING INDEX ix_job_claim (status=?)" in step for step in plan), plan
     assert [step for step in plan if step.startswith("SCAN")] == ["SCAN gate"]  # one row

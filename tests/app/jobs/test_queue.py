@@ -350,3 +350,17 @@ def test_a_slot_leaves_the_jobs_of_other_devices_to_them(make_queue: MakeQueue) 
     back = queue.claim(OWNER, "another", not_on=("cuda:1",))
     assert back is not None
     assert back.job_id == ids["auto"]
+
+
+def test_a_clock_that_is_put_back_keeps_no_job_waiting(make_queue: MakeQueue) -> None:
+    clock = Clock()
+    queue = make_queue(clock)
+    job_id = queue.submit(make_request(max_attempts=5))[0].id
+    clock.advance(3600)
+    for _ in range(2):
+        taken = queue.claim(OWNER, SLOT)
+        assert taken is not None
+        queue.crash(job_id, taken.attempt, Reason("internal", "Died."))
+    assert queue.claim(OWNER, SLOT) is None, "5 s of backoff"
+    clock.advance(-3600)
+    assert queue.claim(OWNER, SLOT) is not None
