@@ -31,8 +31,8 @@ check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: $(READY)   ## the queue under many processes: JOBS=100000 URL=postgres for the long ones
-	PYTHONPATH=. $(BIN)/python bench/queue_soak.py --url $(or $(URL),sqlite) --jobs $(or $(JOBS),4000)
+soak: $(READY)   ## the crash rig for MINUTES=10; its tally is in bench/RESULTS.md
+	PYTHONPATH=. $(BIN)/python bench/soak.py --minutes $(or $(MINUTES),10)
 
 bench: $(READY)  ## the stream side by side with peers that are installed; see bench/RESULTS.md
 	PYTHONPATH=. $(BIN)/python bench/stream.py

@@ -485,7 +485,7 @@ class EarlyStoppingConfig(Section):
 
 class CheckpointConfig(Section):
     every_s: Annotated[float, Field(ge=0, le=1e9)] | None = 300.0
-    """Seconds between resume checkpoints; 0 = every step; null = only at stop."""
+    """Seconds between resume checkpoints (more if a copy takes 1 %); 0 = every step; null = only at stop."""
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
 
 

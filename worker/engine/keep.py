@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from worker.engine.run import Run
 
 FIRST_S = 30.0
+COST = 0.01  # of the time of training that copying its state may take
 
 
 class Keeper:
@@ -24,6 +25,7 @@ class Keeper:
     Two phases: the state is copied where the run stands, then written by a thread while it goes on. The
     event follows at a later boundary, after every event up to the position, so a file never outruns its rows.
     every_s: seconds from one to the next, the first after 30 at most; 0 = every step; None = on request.
+    Seconds become more where the copy holds the training up for more than a hundredth of them.
     """
 
     def __init__(self, every_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,9 +54,12 @@ class Keeper:
             yield self._collect()
         if self._writing is None and (is_due or (self.is_requested and position != self._position)):
             self._position = position
+            began = self._clock()
+            state = copy(run, epoch)
             if self._every_s is not None:
-                self._due_at = self._clock() + self._every_s
-            self._writing = _Writing(copy(run, epoch), run.directory, run.num_applied, _event_of(run, epoch))
+                now = self._clock()
+                self._due_at = now + max(self._every_s, (now - began) / COST if self._every_s else 0.0)
+            self._writing = _Writing(state, run.directory, run.num_applied, _event_of(run, epoch))
             if self.is_requested:
                 self.is_requested = False
                 yield self._collect()
