@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ONE_CORE := $(if $(shell command -v taskset),taskset -c 0)
 
 .PHONY: help setup demo test check soak bench fix clean
 
@@ -34,9 +35,14 @@ check: $(READY)  ## format, lint, types, import directions
 soak: $(READY)   ## the crash rig for MINUTES=10; its tally is in bench/RESULTS.md
 	PYTHONPATH=. $(BIN)/python bench/soak.py --minutes $(or $(MINUTES),10)
 
-bench: $(READY)  ## the stream side by side with peers that are installed; see bench/RESULTS.md
-	PYTHONPATH=. $(BIN)/python bench/stream.py
-	PYTHONPATH=. $(BIN)/python bench/stream_shuffle.py
+bench: $(READY)  ## stream, trainer and recovery side by side with peers, on one core; see bench/RESULTS.md
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(ONE_CORE) $(BIN)/python -m bench.stream
+	$(ONE_CORE) $(BIN)/python -m bench.stream_peers
+	$(ONE_CORE) $(BIN)/python -m bench.stream_memory
+	$(BIN)/python -m bench.stream_shuffle
+	$(BIN)/python -m bench.trainer
+	$(BIN)/python -m bench.recovery
 
 fix: $(READY)    ## format, fix what ruff can, write docs/config.md anew
 	$(BIN)/ruff format .

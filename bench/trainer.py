@@ -113,7 +113,7 @@ class Service:
         self._drain = multiprocessing.get_context("spawn").Process(target=_drain, args=(theirs,), daemon=True)
         self._drain.start()
         self._send, self._orders = ours.send_bytes, Orders(ours)
-        self.run = make_run(job, train, memory=_Memory(), model=model)
+        self.run = make_run(job, train, memory=_Memory(job.device), model=model)
         self._log = Log(open(os.devnull, "w", buffering=1))  # noqa: SIM115
         self._events: Iterator[Event] = fit(self.run)
 

@@ -101,6 +101,7 @@ class Process:
 def _die_with_this_process() -> None:
     # Only from the main thread: it is the thread that the kernel takes for the parent.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job is told to ignore it
 
 
 @contextmanager

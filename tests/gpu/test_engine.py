@@ -13,6 +13,7 @@ import torch
 from app.jobs.config import JobRequest
 from tests.worker.engine.factory import VIVIT, make_run, make_samples, train, weights_of
 from worker.engine.events import CheckpointSaved, EpochDone, OomRecovered, Warned
+from worker.engine.graphs import Graphs
 from worker.engine.loop import fit
 from worker.engine.resume import restore
 from worker.engine.run import Run
@@ -55,6 +56,25 @@ def test_a_step_never_waits_for_the_device() -> None:
             list(train_step(run, samples, 1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_recorded_steps_train_the_weights_of_plain_ones(precision: str, dropout: float) -> None:
+    """Dropout too: a launch draws the masks that the plain work would have drawn."""
+    found = []
+    for is_recorded in (True, False):
+        job = request(model={**MODEL, "dropout": dropout}, precision=precision, training={"epochs": 4})
+        run = make_run(job, train=make_samples(150))
+        assert run.graphs.is_on
+        if not is_recorded:
+            run.graphs = Graphs(None)
+        events = train(run)
+        assert not any(isinstance(event, Warned) for event in events)
+        assert bool(run.graphs._recorded) == is_recorded
+        found.append((losses(events), weights_of(run)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-2)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-3)
 
 
 def test_accumulation_is_invisible_and_agrees_with_the_cpu() -> None:
