@@ -78,7 +78,7 @@ class Nemesis:
         while self.kills < kills:
             self._ask()
             if self._draw.random() < 0.9:
-                house.until(lambda: house.runner, "a runner")
+                house.until(lambda: house.runner or self._rests(), "a runner")
             time.sleep(self._draw.uniform(0.0, 0.3))
             weights, faults = zip(*self._faults, strict=True)
             fault = self._draw.choices(faults, weights)[0]
@@ -164,6 +164,11 @@ class Nemesis:
             assert status in (200, 202, 409), (verb, status, answer)
             if verb == "cancel" and status != 409:
                 self.cancelled[row.id] = status
+
+    def _rests(self) -> bool:
+        """Whether its users have paused all there is: then nothing will run until they resume."""
+        rows = [row for row in self.house.queue.page(limit=10_000)[0] if row.status not in FINAL]
+        return all(row.status == Status.PAUSED and row.reason_code == "user" for row in rows)
 
     def _note_ends(self) -> None:
         for row in self.house.queue.page(statuses=sorted(FINAL), limit=10_000)[0]:
