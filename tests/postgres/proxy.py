@@ -18,7 +18,7 @@ _SOCKET = ".s.PGSQL.5432"
 class Proxy:
     """Pass everything on; with the chance `loses` cut a connection between a commit and its answer."""
 
-    def __init__(self, url: str, *, seed: int = 0) -> None:
+    def __init__(self, url: str, *, seed: int = 1) -> None:
         self.loses = 0.0
         self.lost = 0
         self._draw = random.Random(seed)
