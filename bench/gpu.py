@@ -10,6 +10,7 @@ ours is the whole of `fit` with everything on. Goals: 5x the samples/s, no wait 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 import warnings
@@ -81,7 +82,9 @@ def compare(device: torch.device, turns: int) -> None:
         print(f"{name:14} {median(found):10,.0f} samples/s  {median(found) / base:5.2f}x")
     if device.type == "cuda":
         print(f"waits for the device in {STEPS} steps: {waits(device)} (goal 0)")
-        print("most memory, MiB: " + ", ".join(f"{k} {v:.1f}" for k, v in peaks(net, pairs, device).items()))
+        for micro in (MICRO, 64):
+            found = ", ".join(f"{name} {size:.1f}" for name, size in peaks(micro, device).items())
+            print(f"most memory at a micro-batch of {micro}, MiB: {found}")
 
 
 def waits(device: torch.device) -> int:
@@ -102,20 +105,22 @@ def waits(device: torch.device) -> int:
     return sum("synchroniz" in str(warning.message) for warning in heard)
 
 
-def peaks(net: nn.Module, pairs: list[Any], device: torch.device) -> dict[str, float]:
-    """Measure the most that the allocator handed out, above what was there before."""
-    run = make_run(request(device=str(device), precision="fp16"), Rows.random(MICRO * STEPS * 20))
+def peaks(micro: int, device: torch.device) -> dict[str, float]:
+    """Measure the most memory handed out to train a net made anew: weights, state and activations."""
+    rows = Rows.random(micro * STEPS * 20)
+
+    def by_hand() -> None:
+        net = ByHand(make_run(request(), rows).model).to(device)  # type: ignore[arg-type]
+        seed_style(net, rows.pairs(micro)[: STEPS * 10], device)
 
     def ours() -> None:
-        for samples in run.splits.train.batches(MICRO * STEPS):
+        run = make_run(request(micro, device=str(device), precision="fp16"), rows)
+        for samples in run.splits.train.batches(micro * STEPS):
             list(train_step(run, samples, 1))
 
     found = {}
-    works: dict[str, Callable[[], None]] = {
-        "seed style": lambda: seed_style(net, pairs[:100], device),
-        "ours": ours,
-    }
-    for name, work in works.items():
+    for name, work in {"seed style": by_hand, "ours": ours}.items():
+        gc.collect()
         _finish(device)
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)

@@ -28,6 +28,7 @@ from worker.engine.readback import Readback
 from worker.engine.resolve import Resolved
 from worker.engine.samples import Splits
 from worker.engine.stopping import Stopping
+from worker.engine.upload import Upload
 from worker.models import SequenceModel, build_model
 from worker.models.dropout import Masks, draw_from
 from worker.models.normalizer import Normalized, Scaling
@@ -95,6 +96,7 @@ class Run:
     masks: Masks | None  # of dropout, when they must not depend on the micro-batch
     keeper: Keeper
     graphs: Graphs
+    upload: Upload
 
     is_sharing: bool = True  # rows are encoded once for several micro-batches
     largest_fit: int = 0  # the largest micro-batch of a step that went through
@@ -155,13 +157,6 @@ class Run:
     def averaged(self) -> AbstractContextManager[None]:
         """Let the model have the weights to evaluate and save. Never hold it across a yield."""
         return self.average.in_place() if self.average else nullcontext()
-
-    def upload(self, tensor: Tensor) -> Tensor:
-        """Bring a host tensor to the device without waiting for what the device has still to do."""
-        if self.device.type == "cpu":
-            return tensor
-        # From pageable memory, a copy of more than 64 KiB would wait.
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def settle(self) -> None:
         """Learn what became of the last optimizer step. Schedule and counters see applied steps only."""
@@ -272,6 +267,7 @@ def build_run(
         masks=masks,
         keeper=Keeper(request.checkpoint.every_s, clock),
         graphs=Graphs(CudaRecorder if _is_recordable(request, device) else None),
+        upload=Upload(device),
         is_sharing=resolved.share_rows,
     )
 
