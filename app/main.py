@@ -43,6 +43,7 @@ from app.errors import StorageUnavailable
 from app.jobs.files import Paths
 from app.jobs.queue import Queue
 from app.settings import Settings, load
+from app.version import version_text
 
 SCHEMA_WAIT_S = 30.0
 SHUTDOWN_S = 5
@@ -71,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="SAIMP Train",
         summary="Train sequence models on one box, over HTTP.",
-        version=system.version_text(),
+        version=version_text(),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from app.failpoints import failpoint
 from app.jobs.config import JobRequest, canonical, config_hash
 from app.jobs.sizes import batch_statistics
 from app.jobs.states import ENDINGS, Status
+from app.version import version_text
 from worker.assignment import Assignment, Order, Weights
 from worker.engine.errors import (
     ConfigInvalid,
@@ -357,7 +357,7 @@ def _sidecar(
         "data_fingerprint": dataset.fingerprint,
         "comparison_key": comparison_key(request, dataset, plan),
         "versions": {
-            "saimp": version("saimp-train"),
+            "saimp": version_text(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

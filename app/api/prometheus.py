@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
-from app.api import system, views
+from app.api import views
 from app.api.services import Services, Use
 from app.jobs.states import Status
+from app.version import version_text
 
 router = APIRouter(tags=["service"])
 
@@ -30,7 +31,7 @@ def _families(use: Services) -> Iterator[tuple[str, str, list[Sample]]]:
     alive = [worker for worker in use.queue.workers() if views.is_alive(worker, now)]
     progress = {row.id: views.progress(row) for row in running}
 
-    yield "saimp_info", "The version of the service.", [({"version": system.version_text()}, 1)]
+    yield "saimp_info", "The version of the service.", [({"version": version_text()}, 1)]
     yield (
         "saimp_jobs",
         "Jobs by status.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import sqlalchemy as sa
@@ -18,6 +17,7 @@ from app.api.reply import Json
 from app.api.services import Services, Use
 from app.errors import Problem, StorageUnavailable
 from app.jobs.states import Status
+from app.version import version_text
 
 router = APIRouter(tags=["service"])
 
@@ -64,7 +64,7 @@ def read_readiness(use: Use) -> Response:
 
 
 @router.get("/version", operation_id="read_version", response_model=schemas.Version)
-def readversion_text() -> Response:
+def read_version() -> Response:
     """Name the versions of the service, of its schema and of Python."""
     return Json({"version": version_text(), "schema": migrate.head(), "python": platform.python_version()})
 
@@ -98,11 +98,3 @@ def _missing(services: Services) -> list[Problem]:
     except (StorageUnavailable, sa.exc.SQLAlchemyError):
         return [Problem("", "storage_unavailable", "the database does not answer")]
     return []
-
-
-def version_text() -> str:
-    """Name the version of the product."""
-    try:
-        return version("saimp-train")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+source"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
 from app.cli.lazy import Lazy, lazy_group
+from app.version import version_text
 
 _RUN, _JOBS, _DATA = "Run the service", "Jobs", "Data"
 
@@ -86,10 +86,7 @@ def main() -> None:
 
 def _version(is_asked: bool) -> None:
     if is_asked:
-        try:
-            typer.echo(f"saimp {version('saimp-train')}")
-        except PackageNotFoundError:
-            typer.echo("saimp (not installed)")
+        typer.echo(f"saimp {version_text()}")
         raise typer.Exit
 
 

@@ -18,6 +18,7 @@ from worker.engine.loop import fit
 from worker.engine.resume import restore
 from worker.engine.run import Run
 from worker.engine.step import train_step
+from worker.engine.upload import Upload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,12 +51,26 @@ def test_a_step_never_waits_for_the_device() -> None:
     steps = run.splits.train.batches(15)
     list(train_step(run, next(steps), 1))
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the mode itself is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         for samples in steps:
             list(train_step(run, samples, 1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_rows_arrive_whole_while_the_device_is_busy() -> None:
+    """Pinned blocks and device memory go round only when the copy, or what reads it, is done."""
+    device = torch.device("cuda:0")
+    upload, ballast = Upload(device), torch.randn(4096, 4096, device=device)
+    sums = []
+    for number in range(200):
+        rows = upload(torch.full((64, 4, 128), float(number)))
+        ballast = (ballast @ ballast).clamp(-1, 1)
+        sums.append(rows.mean())
+    assert torch.stack(sums).tolist() == [float(number) for number in range(200)]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
