@@ -42,8 +42,7 @@ def measure(kills: int) -> dict[str, dict[str, float]]:
 def _kill(house: House, job_id: str, victim: Callable[[], int | None], kills: int) -> dict[str, float]:
     took_s = []
     for _ in range(kills):
-        at = house.queue.get(job_id)
-        house.until(lambda at=at: _is_further(house, job_id, at.attempt), "a checkpoint of this attempt")
+        house.until(lambda: _is_further(house, job_id), "a checkpoint of this attempt")
         resumed = _resumes(house, job_id)
         killed = house.kill(victim())
         began = time.monotonic()
@@ -63,10 +62,10 @@ def _resumes(house: House, job_id: str) -> int:
     return sum(event.kind == "resumed" for event in house.queue.events(job_id))
 
 
-def _is_further(house: House, job_id: str, attempt: int) -> bool:
+def _is_further(house: House, job_id: str) -> bool:
     """Whether the attempt trains and has got on: a job that dies where it began is backed off from."""
     newest = house.queue.checkpoints(job_id)
-    return bool(newest) and newest[0].attempt == attempt and house.runner is not None
+    return bool(newest) and newest[0].attempt == house.queue.get(job_id).attempt and house.runner is not None
 
 
 def main() -> int:

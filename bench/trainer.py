@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from app.jobs.config import JobRequest
 from bench.trainer_loops import LOOPS, WEIGHTS, ByHand, Clock, Loop, Pairs, adamw, bare
 from worker.engine.evaluate import evaluate
-from worker.engine.events import CheckpointSaved, Event, Tick, encode
+from worker.engine.events import Event, Tick
 from worker.engine.loop import fit
 from worker.engine.resolve import resolve
 from worker.engine.resume import state_of
@@ -43,7 +43,7 @@ from worker.engine.step import train_step
 from worker.entry import Orders
 from worker.models.base import SequenceModel
 from worker.report.log import Log
-from worker.runner import _Memory
+from worker.runner import Outbox, _Memory
 from worker.stream.batch import Batch
 
 SHAPE = (4, 128)
@@ -112,7 +112,7 @@ class Service:
         ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=True)
         self._drain = multiprocessing.get_context("spawn").Process(target=_drain, args=(theirs,), daemon=True)
         self._drain.start()
-        self._send, self._orders = ours.send_bytes, Orders(ours)
+        self._outbox, self._orders = Outbox(ours.send_bytes), Orders(ours)
         self.run = make_run(job, train, memory=_Memory(job.device), model=model)
         self._log = Log(open(os.devnull, "w", buffering=1))  # noqa: SIM115
         self._events: Iterator[Event] = fit(self.run)
@@ -121,11 +121,11 @@ class Service:
         """Train on so many micro-batches."""
         while micro_batches:
             event = next(self._events)
-            self._send(encode(event))
+            self._outbox.put(event)
             self._log.write(event)
             if self._orders.stop is not None:
                 break
-            micro_batches -= isinstance(event, Tick) and not isinstance(event, CheckpointSaved)
+            micro_batches -= isinstance(event, Tick)
 
 
 def _drain(connection: Any) -> None:

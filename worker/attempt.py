@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from os import SEEK_END
 from pathlib import Path
 
 from app.errors import StorageUnavailable
@@ -239,9 +240,10 @@ class Attempt:
         return self._stalled or cause_of_death(self.runner.exit_code, oom_kills_seen=killed)
 
     def _log_death(self, status: Status, cause: Reason) -> None:
-        """End the log for a runner that could not."""
+        """End the log for a runner that could not; one that was deleted since with its job stays away."""
         code = "backoff" if status == Status.QUEUED else cause.code
-        with suppress(OSError), self._log.open("a", encoding="utf-8") as log:
+        with suppress(OSError), self._log.open("r+", encoding="utf-8") as log:
+            log.seek(0, SEEK_END)
             log.write(f"\n[ERROR] {cause.message}\n[END] {status} ({code})\n")
 
     def _new_pending(self) -> Pending:

@@ -10,9 +10,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import platform
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -51,6 +53,7 @@ from worker.engine.events import (
     PhaseChanged,
     Prepared,
     Resumed,
+    Tick,
     Warned,
     encode,
 )
@@ -74,11 +77,35 @@ from worker.telemetry import Gpu, ram, torch_peak
 
 Send = Callable[[bytes], None]
 DISK_MARGIN = 32 * 2**20
+TICK_EVERY_S = 0.2
+MEMORY_EVERY_S = 0.1
+
+
+class Outbox:
+    """Events on their way to the supervisor: every one, but for ticks, which all say the same.
+
+    A tick takes as long to encode and send as a small step: a few a second tell that training gets on.
+    """
+
+    def __init__(self, send: Send, clock: Callable[[], float] = time.monotonic) -> None:
+        self._send = send
+        self._clock = clock
+        self._next_tick_at = -math.inf
+
+    def put(self, event: Event) -> None:
+        """Send an event, or let a tick pass that follows too soon."""
+        if isinstance(event, Tick):
+            now = self._clock()
+            if now < self._next_tick_at:
+                return
+            self._next_tick_at = now + TICK_EVERY_S
+        self._send(encode(event))
 
 
 def run(assignment: Assignment, send: Send, orders: Orders) -> None:
-    """Run one attempt to its end: every event to the supervisor, then to the run's own files."""
+    """Run one attempt to its end: its events to the supervisor, then to the run's own files."""
     attempt = _Attempt(assignment)
+    outbox = Outbox(send)
     sinks = _Sinks(assignment)
     ended = Ended("internal", "The attempt ended without a verdict.")
     try:
@@ -89,9 +116,9 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
                 break
             if isinstance(event, EpochDone | Resumed) and event.best is not None:
                 write_sidecar(assignment.directory, event.best)
-            send(encode(event))
+            outbox.put(event)
             for warning in sinks.write(event):
-                send(encode(warning))
+                outbox.put(warning)
             if orders.stop is not None and attempt.may_stop(orders.stop):
                 reason = "preempted" if orders.stop == "preempt" else "user"
                 ended = Ended(reason, "Stopped as ordered.", stopped=orders.stop)
@@ -103,7 +130,7 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
                 traceback.print_exc()
             else:
                 print(f"[ERROR] {ended.message}" + (f" {ended.hint}" if ended.hint else ""), flush=True)
-    send(encode(ended))
+    outbox.put(ended)
     if ended.stopped != "crash":  # what becomes of the job then is not for the runner to say
         sinks.end(_status(ended), ended)
 
@@ -386,12 +413,21 @@ def comparison_key(request: JobRequest, dataset: Dataset, plan: SplitPlan) -> st
 
 
 class _Memory:
-    """What a metric row says of memory, on this machine."""
+    """What a metric row says of memory, on this machine. Rows of the same moment say the same."""
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._gpu = Gpu.of(device)
+        self._clock = clock
+        self._due_at = -math.inf
+        self._read: Memory = {}
 
     def __call__(self) -> Memory:
+        if (now := self._clock()) >= self._due_at:
+            self._due_at = now + MEMORY_EVERY_S
+            self._read = self._measure()
+        return self._read
+
+    def _measure(self) -> Memory:
         machine, vram = ram(), self._gpu.read()
         return {
             "ram_used": machine.used,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
@@ -119,7 +120,7 @@ def move(job_id: JobId, body: Body, use: Use) -> Response:
 @router.delete("/jobs/{job_id}", operation_id="delete_job", status_code=204, response_class=Response)
 def delete(job_id: JobId, use: Use) -> Response:
     """Delete a job that has ended, with its history, metrics, log and files. The champion stays."""
-    _remove_files(use, use.queue.delete(job_id))
+    use.queue.delete(job_id, partial(_remove_files, use))
     return Response(status_code=204)
 
 

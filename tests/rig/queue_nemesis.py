@@ -76,11 +76,11 @@ class Child:
 
 @dataclass
 class Journal:
-    """What was acknowledged. A client that dies before its answer has promised nothing."""
+    """What clients said. Who dies before the answer has promised nothing."""
 
     submitted: dict[str, int] = field(default_factory=dict)  # job -> seed
-    cancelled: set[str] = field(default_factory=set)  # done, or asked of the worker
-    is_cancelled: set[str] = field(default_factory=set)  # done
+    cancelled: set[str] = field(default_factory=set)  # by a client who may have died before the answer
+    is_cancelled: set[str] = field(default_factory=set)  # acknowledged as done
     ended: dict[str, str] = field(default_factory=dict)  # what was seen to be final
 
     def note(self, line: str) -> None:
@@ -253,7 +253,7 @@ class Nemesis:
 
     def _judge_job(self, row: Row) -> None:
         if row.status == Status.CANCELLED:
-            assert row.cancel_requested_at is not None or row.attempt == 0 or row.id in self.journal.cancelled
+            assert row.id in self.journal.cancelled, f"{row.id} was cancelled by nobody"
             return
         assert row.status == Status.SUCCEEDED, (row.id, row.status, row.reason_code, row.reason_message)
         expected = outcome(row.config["training"]["seed"])
@@ -342,7 +342,7 @@ def _make_slot(root: Path, number: int) -> None:
 
 
 def _ask(database: Database, writer: int, draw: random.Random, stop_file: Path) -> None:
-    """Be a client: submit, cancel, pause, resume, and say what was acknowledged."""
+    """Be a client: submit, cancel, pause, resume, and say what is wanted and what was acknowledged."""
     queue = Queue(database)
     while not stop_file.exists():
         time.sleep(draw.expovariate(1 / 0.02))
@@ -352,17 +352,18 @@ def _ask(database: Database, writer: int, draw: random.Random, stop_file: Path) 
             if len(live) < MAX_LIVE:
                 seed = draw.getrandbits(31)
                 row, _ = queue.submit(_request(seed), idempotency_key=f"{seed}-{draw.random()}")
-                _acknowledge(writer, f"submit {row.id} {seed}")
+                _say(writer, f"submit {row.id} {seed}")
             continue
         if not live:
             continue
         job_id = draw.choice(live).id
+        _say(writer, f"{verb} {job_id} wanted")
         with suppress(ServiceError):  # it may have ended meanwhile
             _, is_done = getattr(queue, verb)(job_id)
-            _acknowledge(writer, f"{verb} {job_id} {'done' if is_done else 'asked'}")
+            _say(writer, f"{verb} {job_id} {'done' if is_done else 'asked'}")
 
 
-def _acknowledge(writer: int, line: str) -> None:
+def _say(writer: int, line: str) -> None:
     os.write(writer, line.encode() + b"\n")
 
 

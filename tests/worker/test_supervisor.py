@@ -14,7 +14,7 @@ import pytest
 
 from app import failpoints
 from app.db import EPOCH
-from app.errors import StorageUnavailable
+from app.errors import JobNotFound, StorageUnavailable
 from app.jobs.files import sidecar
 from app.jobs.metrics import since
 from app.jobs.queue import LEASE_S, Owner, Queue
@@ -354,6 +354,26 @@ def test_a_runner_that_hangs_after_its_last_word_is_ended(bench: Bench) -> None:
     assert bench.runner.kills > 0
     bench.dies(-signal.SIGKILL)
     assert bench.row(job_id).reason_code == "completed"
+
+
+def test_the_last_line_of_a_dead_runner_does_not_bring_back_a_deleted_log(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.begin()
+    bench.queue.cancel(job_id)
+    log = next((bench.root / "logs").glob("*.txt"))
+    crash = Queue.crash
+
+    def crash_and_be_deleted(self: Queue, *arguments: Any, **named: Any) -> Status:
+        status = crash(self, *arguments, **named)
+        self.delete(job_id, lambda _row: log.unlink())
+        return status
+
+    monkeypatch.setattr(Queue, "crash", crash_and_be_deleted)
+    bench.dies(-signal.SIGKILL)
+    with pytest.raises(JobNotFound):
+        bench.row(job_id)
+    assert not log.exists()
 
 
 @pytest.mark.parametrize("late", ["cancel", "max_runtime"])

@@ -219,11 +219,14 @@ _KINDS: dict[str, type[Any]] = {
         Ended,
     )
 }
+_NAMES = {kind: [f.name for f in fields(kind)] for kind in _KINDS.values()}
 
 
 def encode(event: Event) -> bytes:
     """Write one event as JSON; non-finite floats survive."""
-    return json.dumps({"kind": type(event).__name__, **asdict(event)}).encode()
+    kind = type(event)
+    body = {name: getattr(event, name) for name in _NAMES[kind]}
+    return json.dumps({"kind": kind.__name__, **body}, default=asdict).encode()
 
 
 def decode(message: bytes) -> Event:

@@ -155,9 +155,11 @@ def coefficients(loss: Loss, labels_S: Tensor, reduction: Reduction, nominal: in
     micro_batch: the classic weighted mean of each nominal micro-batch / accumulation steps.
     """
     weights_S = loss.host_weights_K[labels_S]
+    dtype = loss.weights_K.dtype
     match reduction:
         case "effective_batch":
-            divisors_S = weights_S.sum().expand_as(weights_S)
+            total = float(weights_S.sum())
+            return torch.full(weights_S.shape, 1 / total if total else 0.0, dtype=dtype)
         case "micro_batch":
             accumulation_steps = -(-effective // nominal)
             divisors_S = torch.cat(
@@ -170,4 +172,4 @@ def coefficients(loss: Loss, labels_S: Tensor, reduction: Reduction, nominal: in
             assert_never(reduction)
     # A nominal micro-batch of total weight 0 has losses 0 as well.
     factors_S = torch.where(divisors_S > 0, divisors_S.reciprocal(), 0.0)
-    return factors_S.to(loss.weights_K.dtype)
+    return factors_S.to(dtype)

@@ -62,7 +62,10 @@ def gather_windows(embedded_RD: Tensor, starts_B: Tensor, window: int, is_dense:
     if is_dense:
         # Contiguous, since random numbers fill memory in its order: else a window's dropout mask would
         # depend on the layout.
-        return embedded_RD.unfold(0, window, 1).transpose(1, 2).contiguous()
+        num_rows, size = embedded_RD.shape
+        row, column = embedded_RD.stride()
+        view_BTD = embedded_RD.as_strided((num_rows - window + 1, window, size), (row, row, column))
+        return view_BTD.contiguous()
     index_BT = starts_B.unsqueeze(1) + torch.arange(window, device=starts_B.device)
     # The backward of `embedding` sums in a fixed order on CUDA, that of `index_select` does not.
     return F.embedding(index_BT.to(embedded_RD.device, non_blocking=True), embedded_RD)

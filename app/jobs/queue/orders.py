@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -150,8 +150,11 @@ class Orders(Door):
             )
             return self._get(connection, row.id)
 
-    def delete(self, job_id: str) -> Row:
-        """Delete a job that has ended, with all its rows; return what it was. Its files are the caller's.
+    def delete(self, job_id: str, remove_files: Callable[[Row], None] | None = None) -> Row:
+        """Delete a job that has ended, with all its rows; return what it was.
+
+        Its files go first: a crash in between leaves a job that can be deleted again, and no file that is
+        nobody's.
 
         Raises JobNotFound, IllegalTransition while it may still run, JobInUse while another starts from it.
         """
@@ -168,6 +171,8 @@ class Orders(Door):
             ).scalar_one_or_none()
             if user is not None:
                 raise JobInUse(f"Job {user} starts from its checkpoint.", "Cancel that job, or wait for it.")
+            if remove_files is not None:
+                remove_files(row)
             connection.execute(job.delete().where(job.c.id == job_id))
             return row
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from app.errors import IllegalTransition, InvalidRequest, JobNotFound
-from app.jobs.queue import Claim, Facts, JobInUse, Queue, Reason, submitting
+from app.jobs.queue import Claim, Facts, JobInUse, Queue, Reason, Row, submitting
 from app.jobs.states import Status
 from tests.factories import OWNER, SLOT, Clock, make_request
 from tests.postgres.engines import MakeQueue
@@ -255,6 +255,24 @@ def test_only_an_ended_job_is_deleted_and_all_its_rows_with_it(make_queue: MakeQ
     with pytest.raises(JobNotFound):
         queue.delete(job_id)
     assert claim(queue).job_id == dependent
+
+
+def test_a_death_while_the_files_go_leaves_a_job_to_delete_again(make_queue: MakeQueue) -> None:
+    queue = make_queue()
+    job_id = submit(queue)
+    queue.cancel(job_id)
+
+    def die(row: Row) -> None:
+        assert queue.get(row.id).id == job_id
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.delete(job_id, die)
+    removed: list[str] = []
+    queue.delete(job_id, lambda row: removed.append(row.id))
+    assert removed == [job_id]
+    with pytest.raises(JobNotFound):
+        queue.get(job_id)
 
 
 def test_a_job_that_another_starts_from_is_kept(make_queue: MakeQueue) -> None:

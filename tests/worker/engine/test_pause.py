@@ -49,6 +49,12 @@ class Orders:
 
 
 @pytest.fixture(autouse=True)
+def _every_tick_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an order can come after any of them."""
+    monkeypatch.setattr(runner, "TICK_EVERY_S", 0)
+
+
+@pytest.fixture(autouse=True)
 def _deterministic_off() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
