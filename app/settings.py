@@ -40,7 +40,9 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def _devices(value: str) -> str:
     names = _listed(value)
-    if not all(re.fullmatch(r"(cuda|cpu):\d{1,3}", name) for name in names) or len(set(names)) < len(names):
+    if not all(re.fullmatch(r"(cuda|cpu):(0|[1-9]\d{0,2})", name) for name in names) or len(set(names)) < len(
+        names
+    ):
         raise ValueError("must be different devices, separated by commas, such as cuda:0,cuda:1")
     return value
 

@@ -14,6 +14,8 @@ PREPARE_S = 3600.0
 SAVE_S = 600.0
 STEP_FLOOR_S = 300.0
 STEP_FACTOR = 10.0
+# Who has not looked for longer was stopped itself, and what it missed is held against nobody.
+LOOK_S = 30.0
 
 
 class Watchdog:
@@ -22,7 +24,7 @@ class Watchdog:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._phase: Phase = "preparing"
-        self._last = clock()
+        self._last = self._looked = clock()
         self._between_rows: deque[float] = deque(maxlen=64)
         self._row_at: float | None = None
 
@@ -54,7 +56,10 @@ class Watchdog:
 
     def verdict(self) -> Reason | None:
         """Say what is wrong, or null while the runner gets on."""
-        silent_s = self._clock() - self._last
+        now = self._clock()
+        self._last = min(now, self._last + max(0.0, now - self._looked - LOOK_S))
+        self._looked = now
+        silent_s = now - self._last
         if silent_s <= self.limit_s:
             return None
         return Reason(

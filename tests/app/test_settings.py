@@ -57,6 +57,21 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
         load()
 
 
+def test_devices_are_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().slots == (None,)
+    monkeypatch.setenv("SAIMP_DEVICES", "cuda:0, cuda:10,cpu:1")
+    assert load().slots == ("cuda:0", "cuda:10", "cpu:1")
+
+
+@pytest.mark.parametrize(
+    "value", ["0,1", "cuda", "cuda:0;cuda:1", "cuda:0,cuda:0", "cuda:-1", "cuda:01", "gpu:0"]
+)
+def test_devices_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SAIMP_DEVICES", value)
+    with pytest.raises(SettingsError, match=r"SAIMP_DEVICES.*such as cuda:0,cuda:1"):
+        load()
+
+
 def test_the_readme_has_a_row_for_every_setting() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert set(re.findall(r"SAIMP_[A-Z0-9_]+[A-Z]", readme)) == {

@@ -113,6 +113,32 @@ def test_a_wrong_setting_is_a_usage_error(tmp_path: Path) -> None:
         assert "did you mean SAIMP_PORT?" in process.output
 
 
+def test_each_device_has_its_worker(tmp_path: Path) -> None:
+    settings = {"SAIMP_DEVICES": "cpu:0,cpu:1"}
+    with started("-m", "app.cli.main", "up", "--port", "0", root=tmp_path, **settings) as process:
+        process.says(LISTENING)
+        eventually(lambda: process.output.count("worker ready") == 2, what="both workers")
+        workers = {
+            child.cmdline()[-1]: child.pid
+            for child in psutil.Process(process.popen.pid).children()
+            if child.cmdline()[-2] == "--device"
+        }
+        assert set(workers) == {"cpu:0", "cpu:1"}
+        psutil.Process(workers["cpu:1"]).kill()
+        process.says("worker cpu:1 was killed (SIGKILL); starting it again")
+        eventually(lambda: process.output.count("worker ready") == 3, what="the worker again")
+        assert psutil.Process(workers["cpu:0"]).is_running()
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--device", "cuda:7")], ids=["no slot", "an unknown one"])
+def test_a_worker_alone_must_say_which_slot(tmp_path: Path, options: tuple[str, ...]) -> None:
+    settings = {"SAIMP_DEVICES": "cpu:0,cpu:1"}
+    with started("-m", "app.cli.main", "worker", *options, root=tmp_path, **settings) as process:
+        assert process.popen.wait(60) == 2
+        assert "say which slot, one of 'cpu:0,cpu:1'" in process.output
+
+
 def test_parts_run_alone(tmp_path: Path) -> None:
     with started("-m", "app.cli.main", "migrate", root=tmp_path) as process:
         assert process.popen.wait(30) == 0, process.output
