@@ -40,9 +40,8 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def _devices(value: str) -> str:
     names = _listed(value)
-    if not all(re.fullmatch(r"(cuda|cpu):(0|[1-9]\d{0,2})", name) for name in names) or len(set(names)) < len(
-        names
-    ):
+    are_devices = all(re.fullmatch(r"(cuda|cpu):(0|[1-9]\d{0,2})", name) for name in names)
+    if not are_devices or len(set(names)) < len(names):
         raise ValueError("must be different devices, separated by commas, such as cuda:0,cuda:1")
     return value
 

@@ -84,7 +84,7 @@ MEMORY_EVERY_S = 0.1
 class Outbox:
     """Events on their way to the supervisor: every one, but for ticks, which all say the same.
 
-    A tick takes as long to encode and send as a small step: a few a second tell that training gets on.
+    A few a second tell that training gets on; one after every micro-batch would slow small models down.
     """
 
     def __init__(self, send: Send, clock: Callable[[], float] = time.monotonic) -> None:

@@ -95,6 +95,11 @@ class Bench:
         self.time += seconds
         self.supervisor.turn()
 
+    def looks_on(self, seconds: float) -> None:
+        """Let time pass in short turns, as a supervisor that is not stopped sees it."""
+        for _ in range(round(seconds / 10)):
+            self.pass_time(10)
+
     def says(self, *events: Event) -> None:
         """Let the runner report, and the supervisor commit."""
         for event in events:
