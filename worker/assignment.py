@@ -9,7 +9,8 @@ from typing import Any, Literal
 from app.datasets.places import Sources
 from worker.engine.events import Rung
 
-Order = Literal["cancel", "pause", "preempt"]
+# A runner that is told to expire has run for too long.
+Order = Literal["cancel", "expire", "pause", "preempt"]
 
 
 @dataclass(frozen=True, slots=True)

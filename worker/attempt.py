@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
-from os import SEEK_END
+from functools import partial
 from pathlib import Path
 
 from app.errors import StorageUnavailable
 from app.failpoints import failpoint
 from app.jobs.files import BEST_NAME, Paths, sidecar
-from app.jobs.queue import CANCELLED, PAUSED, Claim, Facts, LostJob, Order, Queue, Reason
-from app.jobs.states import ENDINGS, Status
+from app.jobs.queue import CANCELLED, PAUSED, Claim, Facts, LostJob, Queue, Reason
+from app.jobs.states import ENDINGS
+from worker.assignment import Order
 from worker.death import cause_of_death, oom_kills
 from worker.engine.events import BatchDone, Ended, Event
 from worker.pending import Pending
 from worker.publish import publish_best
+from worker.report.log import LastWords
 from worker.spawn import Runner
 from worker.telemetry import Sampler
 from worker.watchdog import Watchdog
 
 FLUSH_S = 0.25
 SAMPLE_S = 1.0
-# What a runner may take to obey before it is killed: a cancel has nothing to save, a stop may.
-PATIENCE_S: dict[Order, float] = {"cancel": 1.5, "pause": 30.0, "preempt": 30.0}
+# What a runner may take to obey before it is killed: an end has nothing to save, a stop may.
+PATIENCE_S: dict[Order, float] = {"cancel": 1.5, "expire": 1.5, "pause": 30.0, "preempt": 30.0}
+ENDS: tuple[Order, ...] = ("cancel", "expire")
 # And to leave, once it has said its last word.
 LEAVE_S = 10.0
 PREEMPTED = Reason("preempted", "The worker stopped; the job goes on after it.")
@@ -50,7 +52,7 @@ class Attempt:
         self._sampler = sampler
         self._queue = queue
         self._paths = paths
-        self._log = log
+        self._last_words = LastWords(log)
         self._clock = clock
         self._started = self._flushed = self._sampled = clock()
         self._watchdog = Watchdog(clock)
@@ -96,10 +98,10 @@ class Attempt:
         return False
 
     def order(self, order: Order) -> None:
-        """Ask the runner to stop; one that does not obey in time is killed. A cancel outranks the rest."""
+        """Ask the runner to stop; one that does not obey in time is killed. What ends the job comes first."""
         if self._ended is not None:
             return  # it leaves by itself
-        if self._order is None or (order == "cancel" and self._order != "cancel"):
+        if self._order is None or (order in ENDS and self._order not in ENDS):
             self._order = order
             self._ordered = self._clock()
             self.runner.order(order)
@@ -144,7 +146,7 @@ class Attempt:
             self.runner.dump_stacks()
             self.runner.kill()
         limit_s = self.claim.config["limits"]["max_runtime_s"]
-        if self._overruled is None and limit_s is not None:
+        if self._order not in ENDS and limit_s is not None:
             ran_s = self.claim.runtime_s + now - self._started
             if ran_s > limit_s:
                 self._overruled = Reason(
@@ -152,7 +154,7 @@ class Attempt:
                     f"The job ran for {ran_s:.0f} s; limits.max_runtime_s is {limit_s:g}.",
                     "Raise limits.max_runtime_s; the best checkpoint so far is kept.",
                 )
-                self.order("cancel")
+                self.order("expire")
 
     def _flush(self) -> None:
         if self._clock() - self._flushed < FLUSH_S:
@@ -203,7 +205,7 @@ class Attempt:
 
     def _conclude(self) -> None:
         """Record the ending: the supervisor's verdict, else the runner's own, else what killed it."""
-        ended = self._ended
+        ended, tell = self._ended, self._last_words.say
         job = (self.claim.job_id, self.claim.attempt)
         if not self._is_concluding:
             if self._sent is not None:
@@ -215,22 +217,22 @@ class Attempt:
         facts = self._facts()
         if ended is not None and ended.stopped is None:
             assert ended.reason in ENDINGS, ended
-            self._queue.finish(*job, Reason(ended.reason, ended.message, ended.hint), facts)
+            self._queue.finish(*job, Reason(ended.reason, ended.message, ended.hint), facts, tell)
         elif self._overruled is not None:
-            self._queue.finish(*job, self._overruled, facts)
+            self._queue.finish(*job, self._overruled, facts, partial(tell, error=self._overruled.message))
         elif self._order == "cancel":
-            self._queue.finish(*job, CANCELLED, facts)
+            self._queue.finish(*job, CANCELLED, facts, tell)
         elif ended is None or ended.stopped == "crash":
             cause = self._cause_of_death()
-            self._log_death(self._queue.crash(*job, cause, facts), cause)
+            self._queue.crash(*job, cause, facts, partial(tell, error=cause.message))
         elif ended.reason == "disk_full":
-            self._queue.suspend(*job, Reason("disk_full", ended.message, ended.hint), facts)
+            self._queue.suspend(*job, Reason("disk_full", ended.message, ended.hint), facts, tell)
         elif ended.stopped == "pause":
-            self._queue.suspend(*job, PAUSED, facts)
+            self._queue.suspend(*job, PAUSED, facts, tell)
         elif ended.reason == "backoff":
-            self._queue.release(*job, Reason("backoff", ended.message, ended.hint), facts)
+            self._queue.release(*job, Reason("backoff", ended.message, ended.hint), facts, tell)
         else:
-            self._queue.release(*job, PREEMPTED, facts)
+            self._queue.release(*job, PREEMPTED, facts, tell)
         self._committed()
 
     def _cause_of_death(self) -> Reason:
@@ -238,13 +240,6 @@ class Attempt:
             return Reason(self._ended.reason, self._ended.message, self._ended.hint)
         killed = oom_kills() - self._oom_kills
         return self._stalled or cause_of_death(self.runner.exit_code, oom_kills_seen=killed)
-
-    def _log_death(self, status: Status, cause: Reason) -> None:
-        """End the log for a runner that could not; one that was deleted since with its job stays away."""
-        code = "backoff" if status == Status.QUEUED else cause.code
-        with suppress(OSError), self._log.open("r+", encoding="utf-8") as log:
-            log.seek(0, SEEK_END)
-            log.write(f"\n[ERROR] {cause.message}\n[END] {status} ({code})\n")
 
     def _new_pending(self) -> Pending:
         return Pending(f"attempts/{self.claim.attempt}")

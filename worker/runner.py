@@ -76,6 +76,13 @@ from worker.stream.stream import Stream
 from worker.telemetry import Gpu, ram, torch_peak
 
 Send = Callable[[bytes], None]
+# The reason code of a run that stopped for an order.
+OBEYED: dict[Order, str] = {
+    "cancel": "user",
+    "expire": "max_runtime",
+    "pause": "user",
+    "preempt": "preempted",
+}
 DISK_MARGIN = 32 * 2**20
 TICK_EVERY_S = 0.2
 MEMORY_EVERY_S = 0.1
@@ -120,8 +127,7 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
             for warning in sinks.write(event):
                 outbox.put(warning)
             if orders.stop is not None and attempt.may_stop(orders.stop):
-                reason = "preempted" if orders.stop == "preempt" else "user"
-                ended = Ended(reason, "Stopped as ordered.", stopped=orders.stop)
+                ended = Ended(OBEYED[orders.stop], "Stopped as ordered.", stopped=orders.stop)
                 break
     except Exception as error:  # the process boundary: whatever it is becomes a recorded ending
         ended = attempt.verdict(error)
@@ -168,8 +174,6 @@ class _Sinks:
             self._plot.end()
         with suppress(OSError):
             self._card.end(status, ended)
-        with suppress(OSError):
-            self._log.end(status, ended)
 
 
 def _status(ended: Ended) -> str:
@@ -192,7 +196,7 @@ class _Attempt:
 
     def may_stop(self, order: Order) -> bool:
         """Tell whether to leave now: to pause, a resume checkpoint is made first, at the next boundary."""
-        if order == "cancel" or self._run is None:
+        if order in ("cancel", "expire") or self._run is None:
             return True
         if not self._is_asked:
             self._is_asked = True

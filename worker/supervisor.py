@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
@@ -34,7 +35,7 @@ from app.jobs import queue
 from app.jobs.champion import crown
 from app.jobs.files import Paths
 from app.jobs.metrics import Scope, since
-from app.jobs.queue import LEASE_S, Checkpoint, Claim, LostJob, Owner, Queue, Reason, Row
+from app.jobs.queue import LEASE_S, Checkpoint, Claim, LostJob, Owner, Queue, Reason, Row, Tell
 from app.jobs.states import FINAL, Status
 from app.migrate import WrongSchema, wait_for_head
 from app.settings import Settings, SettingsError, load
@@ -42,6 +43,7 @@ from worker.assignment import Assignment, Point, Resume, Weights
 from worker.attempt import Attempt
 from worker.engine.events import Rung
 from worker.publish import is_published, is_tidy, publish_best, publish_reports, sweep, unreadable
+from worker.report.log import LastWords
 from worker.spawn import Spawner
 from worker.telemetry import Gpu, Sampler, machine
 
@@ -144,7 +146,8 @@ class Supervisor:
         for row in self._queue.orphans(slot):
             with suppress(LostJob):
                 cause = Reason("internal", "The worker died while it ran the job.", None)
-                status = self._queue.crash(row.id, row.attempt, cause)
+                tell = self._teller(row.log_name, cause)
+                status = self._queue.crash(row.id, row.attempt, cause, tell=tell)
                 self._say(f"found {row.id} left running by a worker that is gone: {status}")
                 with suppress(OSError):
                     self._settle(self._queue.get(row.id))
@@ -212,7 +215,14 @@ class Supervisor:
         message = f"The attempt could not be started: {error}."
         reason = Reason("storage_error", message, "Check the data and logs folders and their disks.")
         with suppress(LostJob):
-            self._queue.crash(claim.job_id, claim.attempt, reason)
+            tell = self._teller(claim.log_name or self._log_name, reason)
+            self._queue.crash(claim.job_id, claim.attempt, reason, tell=tell)
+
+    def _teller(self, log_name: str | None, cause: Reason) -> Tell:
+        """End the log of an attempt that nobody else can end."""
+        if log_name is None:
+            return lambda _status, _code: None
+        return partial(LastWords(self._paths.log(log_name)).say, error=cause.message)
 
     def _beat(self) -> None:
         """Every few seconds: say we live, and see to what nobody else sees to."""

@@ -131,7 +131,9 @@ def test_a_stopped_runner_is_cancelled_all_the_same(site: Site) -> None:
     job_id = submit(site.queue, **ENDLESS)
     os.kill(runner_pid(site.queue, site.process, job_id), signal.SIGSTOP)
     site.queue.cancel(job_id)
-    assert ended(site.queue, job_id).status == Status.CANCELLED
+    row = ended(site.queue, job_id)
+    assert row.status == Status.CANCELLED
+    assert log_of(site.root, row).splitlines()[-1] == "[END] cancelled (user)"
 
 
 def test_a_runner_goes_first_when_memory_is_short_and_shows_its_stacks_when_asked(site: Site) -> None:
@@ -188,6 +190,9 @@ def test_the_running_time_is_limited(site: Site) -> None:
     job_id = submit(site.queue, **ENDLESS, limits={"max_runtime_s": 1.0})
     row = ended(site.queue, job_id)
     assert (row.status, row.reason_code) == (Status.FAILED, "max_runtime")
+    assert log_of(site.root, row).splitlines()[-1] == "[END] failed (max_runtime)"
+    report = json.loads((site.root / "data" / "jobs" / job_id / "report.json").read_text())
+    assert (report["job"]["status"], report["job"]["reason"]) == ("failed", "max_runtime")
 
 
 def test_data_that_changed_since_the_submit_end_the_job(site: Site) -> None:

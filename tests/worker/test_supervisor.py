@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from app import failpoints
 from app.db import EPOCH
-from app.errors import JobNotFound, StorageUnavailable
+from app.errors import StorageUnavailable
 from app.jobs.files import sidecar
 from app.jobs.metrics import since
 from app.jobs.queue import LEASE_S, Owner, Queue
@@ -357,24 +358,72 @@ def test_a_runner_that_hangs_after_its_last_word_is_ended(bench: Bench) -> None:
     assert bench.row(job_id).reason_code == "completed"
 
 
-def test_the_last_line_of_a_dead_runner_does_not_bring_back_a_deleted_log(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ask", "ended", "last"),
+    [
+        ("nothing", DONE, "[END] succeeded (completed)"),
+        ("nothing", Ended("data_invalid", "Row 7."), "[END] failed (data_invalid)"),
+        ("nothing", None, "[END] failed (native_crash)"),
+        ("nothing", Ended("disk_full", "", stopped="pause"), "[END] paused (disk_full)"),
+        ("nothing", Ended("backoff", "", stopped="preempt"), "[END] queued (backoff)"),
+        ("cancel", None, "[END] cancelled (user)"),
+        ("cancel", Ended("user", "", stopped="cancel"), "[END] cancelled (user)"),
+        ("pause", Ended("user", "", stopped="pause"), "[END] paused (user)"),
+        ("pause, resume", Ended("user", "", stopped="pause"), "[END] queued (preempted)"),
+        ("expire", Ended("max_runtime", "", stopped="expire"), "[END] failed (max_runtime)"),
+        ("expire", None, "[END] failed (max_runtime)"),
+    ],
+)
+def test_whoever_sees_a_job_ended_sees_its_log_end_with_the_same_words(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ask: str, ended: Ended | None, last: str
 ) -> None:
-    job_id = bench.begin()
-    bench.queue.cancel(job_id)
+    job_id = bench.begin(max_attempts=1, limits={"max_runtime_s": 5.0})
     log = next((bench.root / "logs").glob("*.txt"))
-    crash = Queue.crash
+    for verb in ask.split(", "):
+        if verb in ("cancel", "pause", "resume"):
+            getattr(bench.queue, verb)(job_id)
+    bench.pass_time(6.0 if ask == "expire" else 1.0)
+    seen = []
+    for verb in ("finish", "release", "suspend", "crash"):
+        watched(monkeypatch, verb, lambda: seen.append((bench.row(job_id), log.read_text())))
+    if ended is not None:
+        bench.says(ended)
+    bench.dies(0 if ended is not None else -signal.SIGSEGV)
+    [(row, text)] = seen
+    assert text.splitlines()[-1] == last == f"[END] {row.status} ({row.reason_code})"
 
-    def crash_and_be_deleted(self: Queue, *arguments: Any, **named: Any) -> Status:
-        status = crash(self, *arguments, **named)
-        self.delete(job_id, lambda _row: log.unlink())
-        return status
 
-    monkeypatch.setattr(Queue, "crash", crash_and_be_deleted)
+def watched(monkeypatch: pytest.MonkeyPatch, verb: str, look: Callable[[], None]) -> None:
+    """Look as soon as a verb's commit can be seen."""
+    through = getattr(Queue, verb)
+
+    def committed(self: Queue, *arguments: Any, **named: Any) -> Any:
+        answer = through(self, *arguments, **named)
+        look()
+        return answer
+
+    monkeypatch.setattr(Queue, verb, committed)
+
+
+def test_the_log_of_a_worker_that_died_is_ended_by_the_next(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.supervisor.attempt = None
+    bench.supervisor.arrive()
+    log = bench.paths.log(bench.row(job_id).log_name).read_text()
+    assert log.splitlines()[-2:] == [
+        "[ERROR] The worker died while it ran the job.",
+        "[END] queued (backoff)",
+    ]
+
+
+def test_an_order_to_end_stands(bench: Bench) -> None:
+    job_id = bench.begin(limits={"max_runtime_s": 5.0})
+    bench.queue.cancel(job_id)
+    bench.pass_time(1.0)
+    bench.pass_time(5.0)
+    assert bench.runner.orders == ["cancel"]
     bench.dies(-signal.SIGKILL)
-    with pytest.raises(JobNotFound):
-        bench.row(job_id)
-    assert not log.exists()
+    assert bench.row(job_id).status == Status.CANCELLED
 
 
 @pytest.mark.parametrize("late", ["cancel", "max_runtime"])

@@ -183,7 +183,7 @@ class Ended:
     reason: str  # a reason code of the contract, e.g. "completed"
     message: str
     hint: str | None = None
-    stopped: Literal["cancel", "pause", "preempt", "crash"] | None = None
+    stopped: Literal["cancel", "expire", "pause", "preempt", "crash"] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from os import SEEK_END
+from pathlib import Path
 from typing import TextIO
 
 from app.failpoints import failpoint
 from app.jobs.scores import scores
 from worker.engine.events import (
     BatchDone,
-    Ended,
     EpochDone,
     EpochStarted,
     Event,
@@ -48,10 +50,6 @@ class Log:
             case _:
                 pass
 
-    def end(self, status: str, event: Ended) -> None:
-        """Write the last line of an attempt."""
-        self._say(f"[END] {status} ({event.reason})")
-
     def _resumed(self, event: Resumed) -> None:
         where = "validation" if event.is_epoch_trained else f"batch {event.batch}"
         self._say(f"[RESUME] Epoch {event.epoch}/{event.epochs}, {where}, after step {event.step}")
@@ -78,6 +76,28 @@ class Log:
     def _say(self, line: str) -> None:
         failpoint("log.before_line")
         print(line, file=self._stream, flush=True)
+
+
+class LastWords:
+    """The end of an attempt in its log, written by whoever knows what became of the job."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._start: int | None = None
+
+    def say(self, status: str, code: str, error: str | None = None) -> None:
+        """Write them, in place of those said before. A log that is gone stays away."""
+        said = f"[ERROR] {error}\n" if error else ""
+        said += f"[END] {status} ({code})\n"
+        with suppress(OSError), self._log.open("r+b") as log:
+            if self._start is None:
+                self._start = log.seek(0, SEEK_END)
+            log.truncate(self._start)
+            log.seek(max(0, self._start - 1))
+            if log.read(1) not in (b"", b"\n"):  # cut off in the middle of a line
+                said = f"\n{said}"
+            log.seek(self._start)
+            log.write(said.encode())
 
 
 def _smaller(event: OomRecovered) -> str:

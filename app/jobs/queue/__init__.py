@@ -25,6 +25,7 @@ from app.jobs.queue.records import (
     QueueFull,
     Reason,
     Row,
+    Tell,
     Weights,
 )
 from app.jobs.queue.resuming import Resuming
@@ -55,5 +56,6 @@ __all__ = [
     "QueueFull",
     "Reason",
     "Row",
+    "Tell",
     "Weights",
 ]

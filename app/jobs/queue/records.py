@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Literal
@@ -10,9 +10,12 @@ from typing import Any, ClassVar, Literal
 import sqlalchemy as sa
 
 from app.errors import ServiceError
+from app.jobs.states import Status
 
 Row = sa.Row[Any]
 Order = Literal["cancel", "pause", "preempt"]
+# Is told what becomes of a job, and the reason code, before anybody can read it.
+Tell = Callable[[Status, str], None]
 
 
 class QueueFull(ServiceError):

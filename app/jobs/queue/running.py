@@ -12,7 +12,19 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.db import UtcTime, later, server_time
 from app.jobs.queue.door import Door, held, in_turn
-from app.jobs.queue.records import NOTHING, PAUSED, Claim, Facts, LostJob, Order, Owner, Reason, Row, Weights
+from app.jobs.queue.records import (
+    NOTHING,
+    PAUSED,
+    Claim,
+    Facts,
+    LostJob,
+    Order,
+    Owner,
+    Reason,
+    Row,
+    Tell,
+    Weights,
+)
 from app.jobs.queue.resuming import newest_checkpoint
 from app.jobs.states import Status
 from app.jobs.tables import batch_row, checkpoint, dependency, epoch_row, gate, job, system_row
@@ -29,6 +41,10 @@ _NAMED_CRASHES = ("native_crash", "host_out_of_memory", "stalled", "storage_erro
 # Made once: an alias of so many columns costs a millisecond.
 _CANDIDATE, _NEEDED = job.alias("candidate"), job.alias("needed")
 _BEST_FILE = ("best_file", "best_sha256", "best_bytes")
+
+
+def _nobody(_status: Status, _code: str) -> None:
+    """Tell nobody."""
 
 
 class Running(Door):
@@ -98,11 +114,17 @@ class Running(Door):
             is_preempting = connection.execute(sa.select(gate.c.is_preempting)).scalar_one()
             return "preempt" if is_preempting else None
 
-    def finish(self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING) -> Status:
+    # The verbs that end an attempt.
+
+    def finish(
+        self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING, tell: Tell = _nobody
+    ) -> Status:
         """End a running job for good, its last facts in the same transaction. Raises LostJob."""
         with self.database.writing("finish") as connection:
             row = self._write(connection, job_id, attempt, facts)
-            return _ending_of(row) or self._finish(connection, row, reason)
+            if _runs(row):
+                self._finish(connection, row, reason)
+            return self._told(connection, job_id, tell)
 
     def release(
         self,
@@ -110,6 +132,7 @@ class Running(Door):
         attempt: int,
         reason: Reason,
         facts: Facts = NOTHING,
+        tell: Tell = _nobody,
         *,
         again_in_s: float = 0.0,
     ) -> Status:
@@ -119,28 +142,36 @@ class Running(Door):
         """
         with self.database.writing("release") as connection:
             row = self._write(connection, job_id, attempt, facts)
-            if already := _ending_of(row):
-                return already
             run_after = self.now() + timedelta(seconds=again_in_s) if again_in_s else None
-            return self._as_asked(connection, row) or self._requeue(
-                connection, row, reason, "released", run_after
-            )
+            if _runs(row) and not self._as_asked(connection, row):
+                self._requeue(connection, row, reason, "released", run_after)
+            return self._told(connection, job_id, tell)
 
-    def suspend(self, job_id: str, attempt: int, reason: Reason = PAUSED, facts: Facts = NOTHING) -> Status:
+    def suspend(
+        self,
+        job_id: str,
+        attempt: int,
+        reason: Reason = PAUSED,
+        facts: Facts = NOTHING,
+        tell: Tell = _nobody,
+    ) -> Status:
         """Pause a running job: the user's wish, or `disk_full`. A graceful stop, too. Raises LostJob.
 
         A wish taken back meanwhile puts the job back into the queue.
         """
         with self.database.writing("suspend") as connection:
             row = self._write(connection, job_id, attempt, facts)
-            if done := _ending_of(row) or self._as_asked(connection, row):
-                return done
-            if reason.code == PAUSED.code:
-                back = Reason("preempted", "The pause was taken back; the job goes on.")
-                return self._requeue(connection, row, back, "released")
-            return self._pause(connection, row, reason)
+            if _runs(row) and not self._as_asked(connection, row):
+                if reason.code == PAUSED.code:
+                    back = Reason("preempted", "The pause was taken back; the job goes on.")
+                    self._requeue(connection, row, back, "released")
+                else:
+                    self._pause(connection, row, reason)
+            return self._told(connection, job_id, tell)
 
-    def crash(self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING) -> Status:
+    def crash(
+        self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING, tell: Tell = _nobody
+    ) -> Status:
         """Record an attempt that died: queue it again while the budget lasts, else fail it. Raises LostJob.
 
         An attempt that has committed a checkpoint costs nothing of the budget.
@@ -149,7 +180,9 @@ class Running(Door):
         """
         with self.database.writing("crash") as connection:
             row = self._write(connection, job_id, attempt, facts)
-            return _ending_of(row) or self._crash(connection, row, reason)
+            if _runs(row):
+                self._crash(connection, row, reason)
+            return self._told(connection, job_id, tell)
 
     def rescue(self, host: str) -> Sequence[tuple[str, Status]]:
         """Take the jobs of other hosts whose lease is over; return what became of each.
@@ -171,6 +204,11 @@ class Running(Door):
             return [(row.id, self._crash(connection, row, _silent(row))) for row in late]
 
     # ---- behind the verbs ----
+
+    def _told(self, connection: sa.Connection, job_id: str, tell: Tell) -> Status:
+        row = self._get(connection, job_id)
+        tell(Status(row.status), row.reason_code)
+        return Status(row.status)
 
     def _crash(self, connection: sa.Connection, row: Row, reason: Reason) -> Status:
         saved = newest_checkpoint(connection, row)
@@ -314,9 +352,9 @@ def _written(connection: sa.Connection, job_id: str, attempt: int, flush: int | 
     return row
 
 
-def _ending_of(row: Row) -> Status | None:
-    """Say how an attempt has ended already; null while it runs."""
-    return None if row.status == Status.RUNNING else Status(row.status)
+def _runs(row: Row) -> bool:
+    """Whether an attempt has not ended already."""
+    return bool(row.status == Status.RUNNING)
 
 
 def _numbered(

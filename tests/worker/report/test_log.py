@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+
+import pytest
 
 from worker.engine.events import (
     BatchDone,
     BestFile,
-    Ended,
     EpochDone,
     EpochStarted,
     Event,
@@ -16,7 +18,7 @@ from worker.engine.events import (
     Tested,
     Warned,
 )
-from worker.report.log import Log
+from worker.report.log import LastWords, Log
 
 CONFUSION = [[3, 1], [1, 3]]
 
@@ -108,6 +110,28 @@ def test_the_rarer_lines() -> None:
         "[TEST] Loss: 1.2000 | Acc: 50.00% | macro-F1: 0.75",
         "[WARN] no_horizon: why",
     ]
-    stream = io.StringIO()
-    Log(stream).end("succeeded", Ended("early_stopped", ""))
-    assert stream.getvalue() == "[END] succeeded (early_stopped)\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "[END] failed (stalled)\n"),
+        ("   Batch    0\n", "   Batch    0\n[END] failed (stalled)\n"),
+        ("   Bat", "   Bat\n[END] failed (stalled)\n"),
+    ],
+)
+def test_the_last_words_come_after_what_was_written_and_are_said_once(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(before)
+    words = LastWords(log)
+    words.say("queued", "backoff", "It hung for 300 seconds.")
+    assert log.read_text().endswith("[ERROR] It hung for 300 seconds.\n[END] queued (backoff)\n")
+    words.say("failed", "stalled")
+    assert log.read_text() == after
+
+
+def test_a_log_that_is_gone_gets_no_last_words(tmp_path: Path) -> None:
+    LastWords(tmp_path / "log.txt").say("failed", "stalled")
+    assert not (tmp_path / "log.txt").exists()
