@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from app.datasets.parquet import unavailable
 from app.datasets.places import Place, S3Path
@@ -19,6 +22,8 @@ from worker.stream.plain import Pages, PlainFile, find_pages
 # Of plain rows that are read at once: what was read is still in the caches when it is used.
 PIECE_BYTES = 2 << 20
 
+UNKNOWN = -128  # of labels that are kept
+
 Look = tuple[int, int | str]  # size, and time of the last change in ns or entity tag
 
 
@@ -26,7 +31,7 @@ class Files:
     """Made when the fingerprint was just found right: a file that looks different later has changed."""
 
     def __init__(self, dataset: Dataset, max_bytes: int = PIECE_BYTES) -> None:
-        """max_bytes: of a piece of plain rows."""
+        """max_bytes: of a piece of plain rows; of all labels, if they are to be kept."""
         self._dataset = dataset
         self._looks = [_pinned(file.path) for file in dataset.files]
         self._pages: dict[tuple[int, int], Pages | None] = {}
@@ -36,6 +41,8 @@ class Files:
             self.plain_width = prod(features.shape) * np.dtype(features.dtype).itemsize
         self.piece_rows = max(1, min(PIECE_BYTES, max_bytes) // max(1, self.plain_width))
         self._memory = Memory(self.piece_rows * self.plain_width)
+        keeps = self.plain_width and dataset.group is None and dataset.rows <= max_bytes
+        self._labels_R = np.full(dataset.rows if keeps else 0, UNKNOWN, np.int8)
 
     def has_changed(self, file: int) -> bool:
         """Tell whether a file is gone, or looks different than at the start. Raises SourceUnavailable."""
@@ -43,12 +50,12 @@ class Files:
         look = _look(place.path, place.name)
         return look is None or look != self._looks[file]
 
-    def pages(self, file: int, row_group: int, footer: pq.FileMetaData) -> Pages | None:
+    def pages(self, file: int, row_group: int, footer: Callable[[], pq.FileMetaData]) -> Pages | None:
         """Return where the features of a row group lie plainly; None when they do not."""
         key = (file, row_group)
         if key not in self._pages:
             column = self._dataset.features.columns[0]
-            self._pages[key] = find_pages(footer, row_group, column, self.plain_width)
+            self._pages[key] = find_pages(footer(), row_group, column, self.plain_width)
         return self._pages[key]
 
     def found(self, file: int, row_group: int) -> Pages:
@@ -56,6 +63,20 @@ class Files:
         pages = self._pages[file, row_group]
         assert pages is not None, "only asked for what lies plainly"
         return pages
+
+    def keep_labels(self, start: int, labels_R: Tensor) -> None:
+        """Keep the labels of rows from `start` on: to decode them takes half as long as to copy the rows."""
+        kept_R = self._labels_R[start : start + len(labels_R)]
+        small_R = labels_R.numpy().astype(np.int8)
+        if len(kept_R) and np.array_equal(small_R, labels_R.numpy()):
+            kept_R[:] = small_R
+
+    def kept_labels(self, start: int, stop: int) -> Tensor | None:
+        """Return the labels of rows start .. stop - 1, int64 [R]; None when they are not all kept."""
+        kept_R = self._labels_R[start:stop]
+        if not len(kept_R) or (kept_R == UNKNOWN).any():
+            return None
+        return torch.from_numpy(kept_R.astype(np.int64))
 
     def open_plain(self, file: int) -> PlainFile:
         """Open a file whose features lie plainly, for the caller alone. Raises OSError."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -115,7 +115,7 @@ class Reader:
         with self._named(file, origin):
             plain_RF = None
             if self._is_plain(extent, origin):
-                plain = self._open(file, origin).plain()
+                plain = self._open(file, origin).plain
                 plain_RF = self._read_plain(plain, file, start, int(layout.starts[last]), origin)
             columns = self._columns if plain_RF is None else self._others
             table = self._table(file, first, last, columns, origin)
@@ -131,6 +131,7 @@ class Reader:
             else:
                 rows_RF = decode_features(table, dataset.features, origin) if plain_RF is None else plain_RF
                 labels_R = decode_labels(table, dataset.label, origin)
+                self._files.keep_labels(start, labels_R)
         block = Block(start, rows_RF, labels_R, times_R, groups_R)
         return block if self._checks is None else self._checks.checked(extent, block, origin)
 
@@ -149,8 +150,10 @@ class Reader:
         with self._named(file, origin):
             if not self._is_plain(extent, origin):
                 return None
-            table = self._table(file, first, last, self._others, origin)
-            labels_R = decode_labels(table, self._dataset.label, origin)
+            labels_R = self._files.kept_labels(start, stop)
+            if labels_R is None:
+                table = self._table(file, first, last, self._others, origin)
+                labels_R = decode_labels(table, self._dataset.label, origin)
         return self._copied(extent, labels_R, origin, cut(start, stop, self._files.piece_rows))
 
     def _copied(
@@ -178,9 +181,9 @@ class Reader:
             return False
         file = int(layout.files[extent[0]])
         opened = self._open(file, origin)
-        plain = opened.plain()
+        plain = opened.plain
         for unit in range(*extent):
-            pages = self._files.pages(file, int(layout.row_groups[unit]), opened.parquet.metadata)
+            pages = self._files.pages(file, int(layout.row_groups[unit]), opened.footer)
             before = int(layout.offsets[unit])
             stop = before + int(layout.starts[unit + 1] - layout.starts[unit])
             if pages is None or not plain.find(pages, stop):
@@ -262,6 +265,19 @@ class Reader:
             oldest, opened = self._open_files.popitem(last=False)
             self._slices = {key: slices for key, slices in self._slices.items() if key.file != oldest}
             opened.close()
+        opened = self._open_files[file] = _OpenFile(
+            partial(self._open_parquet, file, origin), partial(self._open_plain, file, origin)
+        )
+        return opened
+
+    def _open_plain(self, file: int, origin: Origin) -> PlainFile:
+        plain = self._files.open_plain(file)
+        if self._files.has_changed(file):
+            plain.close()
+            raise _changed(origin.name)
+        return plain
+
+    def _open_parquet(self, file: int, origin: Origin) -> pq.ParquetFile:
         units = slice(*np.searchsorted(self._layout.files, [file, file + 1]).tolist())
         path = self._dataset.files[file].path
         is_sliced = bool(self._layout.is_slice[units].any())
@@ -277,15 +293,15 @@ class Reader:
             or (self._checks is not None and self._checks.wants_checksums(units)),
             arrow_extensions_enabled=False,
         )
-        opened = self._open_files[file] = _OpenFile(parquet, partial(self._files.open_plain, file))
         footer = parquet.metadata
         planned = self._dataset.files[file].row_groups
         if (
             self._files.has_changed(file)
             or tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)) != planned
         ):
+            parquet.close()
             raise _changed(origin.name)
-        return opened
+        return parquet
 
     @contextmanager
     def _named(self, file: int, origin: Origin) -> Iterator[None]:
@@ -323,22 +339,27 @@ class _Pass(NamedTuple):
 
 
 class _OpenFile:
-    """A file as Arrow reads it and, once asked for, as plain bytes."""
+    """A file as Arrow reads it and as plain bytes, each opened when it is asked for."""
 
-    def __init__(self, parquet: pq.ParquetFile, open_plain: Callable[[], PlainFile]) -> None:
-        self.parquet = parquet
-        self._open_plain = open_plain
-        self._plain: PlainFile | None = None
+    def __init__(
+        self, open_parquet: Callable[[], pq.ParquetFile], open_plain: Callable[[], PlainFile]
+    ) -> None:
+        self._open_parquet, self._open_plain = open_parquet, open_plain
 
+    @cached_property
+    def parquet(self) -> pq.ParquetFile:
+        return self._open_parquet()
+
+    @cached_property
     def plain(self) -> PlainFile:
-        if self._plain is None:
-            self._plain = self._open_plain()
-        return self._plain
+        return self._open_plain()
+
+    def footer(self) -> pq.FileMetaData:
+        return self.parquet.metadata
 
     def close(self) -> None:
-        self.parquet.close()
-        if self._plain is not None:
-            self._plain.close()
+        for name in {"parquet", "plain"} & self.__dict__.keys():
+            getattr(self, name).close()
 
 
 class _Slices:

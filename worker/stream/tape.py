@@ -123,10 +123,11 @@ class Tape:
     def _block_at(self, row: int, num_rows: int) -> Block:
         """Return a block with this row, if possible with all the rows from it on."""
         self._load(row, row + 1)
-        if self._held[0].stop < row + num_rows:
-            self._load(row, row + num_rows)
-            while len(self._held) > 1 and self._held[1].start <= row:
-                self._held.popleft()
+        while self._held[0].stop < row + num_rows:
+            self._load(row, self._held[0].stop + 1)
+            if self._held[1].start > row:
+                break
+            self._held.popleft()
         return self._held[0]
 
     def _load(self, first: int, last: int, needed: int | None = None) -> None:

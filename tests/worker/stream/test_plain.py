@@ -20,7 +20,7 @@ from app.datasets.errors import DataChanged
 from app.datasets.schema import Features
 from app.datasets.split import WindowRun
 from tests.worker.stream.factory import Planted, arrow_features, make_dataset, make_plan, plant, seen, write
-from worker.stream import files, reader
+from worker.stream import decode, files, memory, reader
 from worker.stream.errors import StreamBudgetTooSmall
 from worker.stream.memory import Memory
 from worker.stream.plain import PlainFile, find_pages, read_struct
@@ -158,15 +158,25 @@ def test_no_batch_is_copied_where_pieces_meet(tmp_path: Path) -> None:
         assert seen(stream.batches(5)) == first
 
 
+def test_a_batch_of_many_pieces_holds_few_of_them(tmp_path: Path) -> None:
+    with patch.object(files, "PIECE_BYTES", 300):  # twelve rows
+        planted = planted_plainly(tmp_path, row_group_rows=100)
+        stream = Stream(planted.dataset, planted.plan, "train")
+    first = seen(stream.batches(90))
+    with patch.object(memory, "_map", wraps=memory._map) as mapping:
+        assert seen(stream.batches(90)) == first
+    assert mapping.call_count <= 3
+
+
 def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
-    memory = Memory(1 << 12)
-    first = memory.take()
+    shelf = Memory(1 << 12)
+    first = shelf.take()
     place, view = first.ctypes.data, torch.from_numpy(first.view(np.float32)).view(2, -1)[1:]
     del first
-    second = memory.take()
+    second = shelf.take()
     assert second.ctypes.data != place
     del view
-    assert memory.take().ctypes.data == place
+    assert shelf.take().ctypes.data == place
 
 
 def test_later_passes_do_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +185,21 @@ def test_later_passes_do_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = seen(stream.batches(5))
     monkeypatch.delattr("worker.stream.reader.decode_features")
     assert seen(stream.batches(5)) == first
+    monkeypatch.delattr("worker.stream.reader.pq")
+    assert seen(stream.batches(5)) == first
     assert seen(stream.batches(5, skip=30)) == first[30:]
+
+
+@pytest.mark.parametrize(("classes", "budget"), [(300, 1 << 20), (3, 500)])
+def test_labels_that_are_too_large_or_too_many_to_keep_are_decoded_again(
+    tmp_path: Path, classes: int, budget: int
+) -> None:
+    planted = planted_plainly(tmp_path, row_group_rows=40, classes=classes)
+    stream = Stream(planted.dataset, planted.plan, "train", budget_bytes=budget)
+    for _ in range(3):
+        with patch.object(reader, "decode_labels", wraps=decode.decode_labels) as decoding:
+            assert seen(stream.batches(5)) == planted.expected()
+        assert decoding.called
 
 
 @pytest.mark.parametrize("change", ["rewritten", "touched", "cut"])
