@@ -72,17 +72,37 @@ class Tape:
 
     def gather(self, ends_B: Ints) -> Batch:
         """Return the batch of the windows that end at these rows, in rising order."""
-        rows_R, places_B = union_rows(ends_B - (self._window - 1), self._window)
-        self._load(int(rows_R[0]), int(rows_R[-1]) + 1)
-        rows: list[Tensor] = []
-        labels: list[Tensor] = []
-        for block, part in self._parts(int(rows_R[0]), int(rows_R[-1]) + 1):
-            rows += _taken(block.rows_RF, rows_R - block.start, part)
-            labels += _taken(block.labels_R, ends_B - block.start, part)
-        rows_RF = rows[0] if len(rows) == 1 else torch.cat(rows, out=self._new(sum(map(len, rows)), rows[0]))
-        labels_B = labels[0] if len(labels) == 1 else torch.cat(labels)
-        is_dense = len(rows_R) == len(ends_B) + self._window - 1
-        return Batch(rows_RF, torch.from_numpy(places_B), labels_B, self._window, is_dense)
+        window = self._window
+        rows_R, places_B = union_rows(ends_B - (window - 1), window)
+        first, num_rows = int(rows_R[0]), len(rows_R)
+        is_dense = num_rows == len(ends_B) + window - 1
+        self._load(first, first + 1)
+        block = self._held[0]
+        if first + num_rows - 1 == rows_R[-1] < block.stop:  # adjacent, and all in one block
+            rows_RF = block.rows_RF[first - block.start : first - block.start + num_rows]
+            labels_B = block.labels_R[torch.from_numpy(ends_B - block.start)]
+        else:
+            rows_RF = self._new(num_rows, block.rows_RF)
+            labels_B = torch.empty(len(ends_B), dtype=torch.int64)
+            del block
+            self._copy(rows_R, ends_B, rows_RF, labels_B)
+        return Batch(rows_RF, torch.from_numpy(places_B), labels_B, window, is_dense)
+
+    def _copy(self, rows_R: Ints, ends_B: Ints, rows_RF: Tensor, labels_B: Tensor) -> None:
+        """Copy these rows, and the labels of these ends, block by block; each is let go of when copied."""
+        following = int(ends_B[-1]) - self._window + 2  # the first row that a later window may need
+        done = 0
+        while done < len(rows_R):
+            row = int(rows_R[done])
+            self._load(row, row + 1, min(row, following))
+            block = next(block for block in self._held if row < block.stop)
+            here = slice(done, int(np.searchsorted(rows_R, block.stop)))
+            places_N = torch.from_numpy(rows_R[here] - block.start)
+            torch.index_select(block.rows_RF, 0, places_N, out=rows_RF[here])
+            here_B = slice(*np.searchsorted(ends_B, [row, block.stop]).tolist())
+            labels_B[here_B] = block.labels_R[torch.from_numpy(ends_B[here_B] - block.start)]
+            done = here.stop
+            del block
 
     def _seam(self, first: int, last: int, following: int) -> tuple[Tensor, Tensor]:
         """Copy rows first .. last - 1 and their labels out of the blocks they lie in, block by block.
@@ -113,13 +133,6 @@ class Tape:
         lent = self._memory.take()[:num_bytes].view(np.float32)
         return torch.from_numpy(lent).view(num_rows, *like_RF.shape[1:])
 
-    def _parts(self, first: int, last: int) -> Iterator[tuple[Block, slice]]:
-        """Cut rows first .. last - 1, which are loaded, at the borders of blocks."""
-        for block in self._held:
-            if first < min(block.stop, last):
-                yield block, slice(first - block.start, min(block.stop, last) - block.start)
-                first = block.stop
-
     def _block_at(self, row: int, num_rows: int) -> Block:
         """Return a block with this row, if possible with all the rows from it on."""
         self._load(row, row + 1)
@@ -139,15 +152,3 @@ class Tape:
             block = next(self._blocks)
             if block.stop > needed:
                 self._held.append(block)
-
-
-def _taken(block_R: Tensor, rows_N: Ints, part: slice) -> list[Tensor]:
-    """Return those of the sorted rows that lie in a part of the block: a view if adjacent, else a copy."""
-    low, high = np.searchsorted(rows_N, [part.start, part.stop])
-    if low == high:
-        return []
-    inside_N = rows_N[low:high]
-    first, last = int(inside_N[0]), int(inside_N[-1])
-    if last - first + 1 == len(inside_N):
-        return [block_R[first : last + 1]]
-    return [block_R.index_select(0, torch.from_numpy(inside_N))]

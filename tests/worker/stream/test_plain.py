@@ -158,13 +158,14 @@ def test_no_batch_is_copied_where_pieces_meet(tmp_path: Path) -> None:
         assert seen(stream.batches(5)) == first
 
 
-def test_a_batch_of_many_pieces_holds_few_of_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "kept"), [(90, 1.0), (200, 1.0), (70, 0.9), (200, 0.9)])
+def test_a_batch_of_many_pieces_holds_few_of_them(tmp_path: Path, size: int, kept: float) -> None:
     with patch.object(files, "PIECE_BYTES", 300):  # twelve rows
-        planted = planted_plainly(tmp_path, row_group_rows=100)
+        planted = planted_plainly(tmp_path, row_group_rows=100, kept=kept)
         stream = Stream(planted.dataset, planted.plan, "train")
-    first = seen(stream.batches(90))
+    first = seen(stream.batches(size))
     with patch.object(memory, "_map", wraps=memory._map) as mapping:
-        assert seen(stream.batches(90)) == first
+        assert seen(stream.batches(size)) == first
     assert mapping.call_count <= 3
 
 
