@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ from app.errors import StorageUnavailable
 from app.failpoints import failpoint
 from app.jobs.files import BEST_NAME, Paths, sidecar
 from app.jobs.queue import CANCELLED, PAUSED, Claim, Facts, LostJob, Queue, Reason
-from app.jobs.states import ENDINGS
+from app.jobs.states import ENDINGS, Status
 from worker.assignment import Order
 from worker.death import cause_of_death, oom_kills
 from worker.engine.events import BatchDone, Ended, Event
 from worker.pending import Pending
-from worker.publish import publish_best
+from worker.publish import publish_best, publish_reports
 from worker.report.log import LastWords
 from worker.spawn import Runner
 from worker.telemetry import Sampler
@@ -205,7 +206,7 @@ class Attempt:
 
     def _conclude(self) -> None:
         """Record the ending: the supervisor's verdict, else the runner's own, else what killed it."""
-        ended, tell = self._ended, self._last_words.say
+        ended, tell = self._ended, self._tell
         job = (self.claim.job_id, self.claim.attempt)
         if not self._is_concluding:
             if self._sent is not None:
@@ -234,6 +235,12 @@ class Attempt:
         else:
             self._queue.release(*job, PREEMPTED, facts, tell)
         self._committed()
+
+    def _tell(self, status: Status, code: str, error: str | None = None) -> None:
+        """Leave what a user finds beside the row, before the row says that the job has ended."""
+        self._last_words.say(status, code, error)
+        with suppress(OSError):
+            publish_reports(self._paths, self.claim.job_id, self.claim.attempt)
 
     def _cause_of_death(self) -> Reason:
         if self._ended is not None:

@@ -42,7 +42,7 @@ from app.settings import Settings, SettingsError, load
 from worker.assignment import Assignment, Point, Resume, Weights
 from worker.attempt import Attempt
 from worker.engine.events import Rung
-from worker.publish import is_published, is_tidy, publish_best, publish_reports, sweep, unreadable
+from worker.publish import is_published, is_tidy, publish_best, sweep, unreadable
 from worker.report.log import LastWords
 from worker.spawn import Spawner
 from worker.telemetry import Gpu, Sampler, machine
@@ -378,7 +378,6 @@ class Supervisor:
         is_whole = row.best_sha256 is not None and is_published(self._paths, row.id, row.best_sha256)
         if row.finished_at is not None and is_whole and crown(self._paths, row.id):
             self._say(f"{row.id} is the champion")
-        publish_reports(self._paths, row.id, row.attempt)
         sweep(self._paths, row.id, self._queue.kept_files(row.id))
 
 

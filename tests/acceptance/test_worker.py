@@ -191,8 +191,6 @@ def test_the_running_time_is_limited(site: Site) -> None:
     row = ended(site.queue, job_id)
     assert (row.status, row.reason_code) == (Status.FAILED, "max_runtime")
     assert log_of(site.root, row).splitlines()[-1] == "[END] failed (max_runtime)"
-    report = json.loads((site.root / "data" / "jobs" / job_id / "report.json").read_text())
-    assert (report["job"]["status"], report["job"]["reason"]) == ("failed", "max_runtime")
 
 
 def test_data_that_changed_since_the_submit_end_the_job(site: Site) -> None:

@@ -374,22 +374,24 @@ def test_a_runner_that_hangs_after_its_last_word_is_ended(bench: Bench) -> None:
         ("expire", None, "[END] failed (max_runtime)"),
     ],
 )
-def test_whoever_sees_a_job_ended_sees_its_log_end_with_the_same_words(
+def test_whoever_sees_a_job_ended_finds_its_report_and_a_log_that_ends_with_the_same_words(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, ask: str, ended: Ended | None, last: str
 ) -> None:
     job_id = bench.begin(max_attempts=1, limits={"max_runtime_s": 5.0})
     log = next((bench.root / "logs").glob("*.txt"))
+    (bench.attempt_directory / "report.md").write_text("# Report")
     for verb in ask.split(", "):
         if verb in ("cancel", "pause", "resume"):
             getattr(bench.queue, verb)(job_id)
     bench.pass_time(6.0 if ask == "expire" else 1.0)
-    seen = []
+    seen, report = [], bench.paths.job(job_id) / "report.md"
     for verb in ("finish", "release", "suspend", "crash"):
-        watched(monkeypatch, verb, lambda: seen.append((bench.row(job_id), log.read_text())))
+        watched(monkeypatch, verb, lambda: seen.append((bench.row(job_id), log.read_text(), report.exists())))
     if ended is not None:
         bench.says(ended)
     bench.dies(0 if ended is not None else -signal.SIGSEGV)
-    [(row, text)] = seen
+    [(row, text, is_reported)] = seen
+    assert is_reported
     assert text.splitlines()[-1] == last == f"[END] {row.status} ({row.reason_code})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def attempt(
 
     def send(message: bytes) -> None:
         events.append(decode(message))
-        if (order := should_stop(events)) in ("pause", "preempt", "cancel"):
+        if (order := should_stop(events)) in ("pause", "preempt", "cancel", "expire"):
             orders.stop = order
 
     runner.run(assignment, send, orders)  # type: ignore[arg-type]
@@ -108,6 +109,21 @@ def told(events: list[Any]) -> list[Any]:
     rows = [(e.epoch, e.batch, e.loss, e.lr, e.grad_norm) for e in events if isinstance(e, BatchDone)]
     epochs = [(e.epoch, e.train_loss, e.val_loss, e.confusion) for e in events if isinstance(e, EpochDone)]
     return [rows, epochs]
+
+
+@pytest.mark.parametrize(
+    ("order", "status", "reason"), [("cancel", "cancelled", "user"), ("expire", "failed", "max_runtime")]
+)
+def test_an_attempt_that_is_ended_reports_its_best_and_why_it_ended(
+    order: Order, status: str, reason: str, tmp_path: Path
+) -> None:
+    write_data(tmp_path)
+    events = attempt(
+        tmp_path, 1, should_stop=lambda events: any(isinstance(e, EpochDone) for e in events) and order
+    )
+    assert (events[-1].reason, events[-1].stopped) == (reason, order)
+    job = json.loads((tmp_path / "1" / "report.json").read_text())["job"]
+    assert (job["status"], job["reason"]) == (status, reason)
 
 
 @pytest.mark.parametrize("order", ["pause", "preempt"])
