@@ -97,7 +97,7 @@ class LastWords:
             if log.read(1) not in (b"", b"\n"):  # cut off in the middle of a line
                 said = f"\n{said}"
             log.seek(self._start)
-            log.write(said.encode())
+            log.write(said.encode(errors="backslashreplace"))
 
 
 def _smaller(event: OomRecovered) -> str:

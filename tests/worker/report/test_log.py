@@ -132,6 +132,12 @@ def test_the_last_words_come_after_what_was_written_and_are_said_once(
     assert log.read_text() == after
 
 
+def test_last_words_that_are_no_text_are_said_all_the_same(tmp_path: Path) -> None:
+    (log := tmp_path / "log.txt").touch()
+    LastWords(log).say("failed", "storage_error", "No such file: b\udce4r.parquet")
+    assert log.read_text() == "[ERROR] No such file: b\\udce4r.parquet\n[END] failed (storage_error)\n"
+
+
 def test_a_log_that_is_gone_gets_no_last_words(tmp_path: Path) -> None:
     LastWords(tmp_path / "log.txt").say("failed", "stalled")
     assert not (tmp_path / "log.txt").exists()
