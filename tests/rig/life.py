@@ -80,6 +80,8 @@ def live(house: House, key: str) -> str:
         house.ask("POST", "/queue/open")
     for job_id in (main, other, cancelled):
         ended(house, job_id)
+    # The worker crowns `other` when it has ended, and nobody once `main` is promoted.
+    house.until(lambda: not house.points.is_armed("crown.between_links"), "the champion")
     _insist(house, "POST", f"/jobs/{main}/promote")
     status, _ = house.ask("DELETE", f"/jobs/{cancelled}")
     assert status in (204, 404), status
