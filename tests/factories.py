@@ -60,14 +60,17 @@ def write_dataset(
     files: int = 1,
     row_group: int = 64,
     bad_row: int | None = None,
+    center: float = 0.0,
+    spread: float = 1.0,
 ) -> None:
     """Write a learnable dataset: rows a second apart, list<float32> features, labels from a feature.
 
-    bad_row: a row whose last feature is not a number.
+    bad_row: a row whose last feature is not a number; center, spread: mean and deviation of the features.
     """
     draw = np.random.default_rng(seed)
     values = draw.standard_normal((rows, features)).astype(np.float32)
     labels = np.digitize(values[:, 0], np.linspace(-1, 1, classes - 1)).astype(np.int64)
+    values = (values * spread + center).astype(np.float32)
     if bad_row is not None:
         values[bad_row, -1] = np.nan
     times = np.arange(rows, dtype=np.int64) * 1_000_000

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from app.errors import ServiceError
 from worker.models import CorruptCheckpoint, SequenceModel, load
+from worker.models.normalizer import Normalized
 
 Format = Literal["safetensors", "onnx", "torch_export"]
 SUFFIXES: dict[Format, str] = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
@@ -126,6 +127,8 @@ def _check(model: SequenceModel, exported: Classify) -> None:
     generator = torch.Generator().manual_seed(0)
     for count in (1, 5):
         x_BTF = torch.randn(count, model.window, *model.shape, generator=generator)
+        if isinstance(model, Normalized):  # noise like the data's
+            x_BTF = model.normalizer.undo(x_BTF)
         with torch.inference_mode():
             expected_BK, found_BK = model(x_BTF), exported(x_BTF)
         if not torch.allclose(found_BK, expected_BK, rtol=TOLERANCE, atol=TOLERANCE):

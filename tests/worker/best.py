@@ -11,6 +11,7 @@ import torch
 
 from app.jobs.config import JobRequest
 from worker.models import SequenceModel, build_model
+from worker.models.normalizer import Normalized, Scaling
 
 
 def save_best(
@@ -22,8 +23,12 @@ def save_best(
     columns: tuple[str, ...] = ("features",),
     classes: tuple[str, ...] = ("a", "b", "c"),
     seed: int = 0,
+    scaling: Scaling | None = None,
 ) -> tuple[Path, SequenceModel]:
-    """Save a model nothing was taught; return where, and the model in eval mode."""
+    """Save a model nothing was taught; return where, and the model in eval mode.
+
+    scaling: of a job with `data.normalize`, float64 as it is fitted.
+    """
     section = {"path": "x", "window": 4, **(data or {})}
     request = JobRequest.model_validate({"data": section, "model": model})
     torch.manual_seed(seed)
@@ -34,6 +39,8 @@ def save_best(
         num_classes=len(classes),
         allowed_prefixes=["tests"],
     )
+    if scaling is not None:
+        net = Normalized(net, scaling).float()
     path = folder / "saimp_best.pth"
     torch.save(net.state_dict(), path)
     sidecar = {

@@ -12,6 +12,8 @@ import torch
 
 from tests.worker.best import save_best
 from worker.export import ExportFailed, Format, export, main
+from worker.models import load
+from worker.models.normalizer import Scaling
 
 torch.set_num_threads(1)
 
@@ -71,6 +73,35 @@ def test_safetensors_hold_the_weights_by_their_names(model: dict[str, Any], tmp_
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert about["sha256"] == json.loads((tmp_path / "saimp_best.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx", "torch_export"])
+@each_model
+def test_a_normalised_model_is_exported_with_its_numbers(
+    model: dict[str, Any], form: Format, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript")
+    runtime, safetensors = pytest.importorskip("onnxruntime"), pytest.importorskip("safetensors.torch")
+    # Prices: around 100,000, a few ticks apart.
+    scaling = Scaling(
+        torch.full((2, 6), 1e5, dtype=torch.float64), torch.full((2, 6), 0.5, dtype=torch.float64)
+    )
+    checkpoint, net = save_best(tmp_path, model, data={"normalize": "standard"}, scaling=scaling)
+    path = export(checkpoint, form, allowed_prefixes=["tests"])
+    x_BTF = 1e5 + torch.randn(5, 4, 2, 6)
+    expected_BK = net(x_BTF).detach()
+    match form:
+        case "safetensors":
+            other, _ = load(checkpoint, allowed_prefixes=["tests"])
+            other.load_state_dict(safetensors.load_file(path))
+            found_BK = other(x_BTF).detach()
+        case "onnx":
+            session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+            found_BK = torch.from_numpy(session.run(["logits"], {"rows": x_BTF.numpy()})[0])
+        case "torch_export":
+            with path.open("rb") as file:
+                found_BK = torch.export.load(file).module()(x_BTF)
+    torch.testing.assert_close(found_BK, expected_BK, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

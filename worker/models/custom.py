@@ -59,6 +59,9 @@ class WholeWindows(SequenceModel):
     def __init__(self, net: nn.Module, *, window: int, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__(window=window, shape=shape, num_classes=num_classes)
         self.net = net
+        # Hooks, since a model around this one (`Normalized`) would not call methods of ours.
+        self.register_state_dict_post_hook(_drop_net)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_net)  # type: ignore[no-untyped-call]
 
     def encode(self, rows_RF: Tensor) -> Tensor:
         return rows_RF.flatten(1)
@@ -68,11 +71,22 @@ class WholeWindows(SequenceModel):
         logits_BK: Tensor = self.net(embedded_BTD.view(*embedded_BTD.shape[:2], *self.shape))
         return logits_BK
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.net.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.net.load_state_dict(*args, **kwargs)
+def _drop_net(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
+    """Name the weights as the net does: `hidden.weight`, not `net.hidden.weight`."""
+    _rename(state, f"{prefix}net.", prefix)
+
+
+def _add_net(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Find the weights under the names the net gave them."""
+    _rename(state, prefix, f"{prefix}net.")
+
+
+def _rename(state: dict[str, Any], old: str, new: str) -> None:
+    """Let what begins with `old` begin with `new`, in the same order."""
+    # All at once: a net may have a part called net.
+    moved = [(name.removeprefix(old), state.pop(name)) for name in list(state) if name.startswith(old)]
+    state.update({new + name: value for name, value in moved})
 
 
 def _find(target: str) -> Any:

@@ -48,7 +48,9 @@ def load(path: Path | str, *, allowed_prefixes: Sequence[str] = ()) -> tuple[Seq
     )
     if sidecar["config"].get("data", {}).get("normalize", "none") != "none":
         # The numbers come with the weights.
-        row = torch.zeros(shapes["row"], dtype=torch.float64)
+        row = torch.zeros(shapes["row"])
         model = Normalized(model, Scaling(row, row + 1))
+    # As in training, whatever a custom model made its numbers of: rows are float32.
+    model = model.to(torch.float32)
     model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
     return model.eval(), sidecar

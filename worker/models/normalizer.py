@@ -36,6 +36,10 @@ class Normalizer(nn.Module):
         """[R, *shape] -> [R, *shape]."""
         return (rows_RF - self.center_F) / self.scale_F
 
+    def undo(self, normalized_RF: Tensor) -> Tensor:
+        """Give back what `forward` was given, but for rounding: [..., *shape] -> [..., *shape]."""
+        return normalized_RF * self.scale_F + self.center_F
+
 
 class Normalized(SequenceModel):
     """A model that sees normalised rows. Gives the model's own answers when the scaling is 0 and 1."""

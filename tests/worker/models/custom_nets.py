@@ -51,6 +51,21 @@ class Rows(SequenceModel):
         return embedded_BTD.mean(1)
 
 
+class Precise(Rows):
+    """One that makes numbers of double precision: in training they become those of the weights."""
+
+    kept: Tensor
+    not_kept: Tensor
+
+    def __init__(self, window: int, shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__(window, shape, num_classes)
+        self.register_buffer("kept", torch.full(shape, 2.0, dtype=torch.float64))
+        self.register_buffer("not_kept", torch.full(shape, 0.1, dtype=torch.float64), persistent=False)
+
+    def encode(self, rows_RF: Tensor) -> Tensor:
+        return super().encode(rows_RF / self.kept + self.not_kept)
+
+
 class Stubborn(Windows):
     """One that looks at its numbers, so that it cannot run without any."""
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from app.jobs.config import CustomConfig
 from tests.worker.models.custom_nets import Windows
 from worker.engine.errors import ConfigInvalid
 from worker.models import build_model, flops_per_sample, load
 from worker.models.base import SequenceModel
+from worker.models.custom import WholeWindows
+from worker.models.normalizer import Normalized, Scaling
 
 torch.set_num_threads(1)
 
@@ -44,6 +47,23 @@ def test_a_plain_module_gets_whole_windows_and_its_params() -> None:
     x_BTF = torch.randn(6, 3, 2, 5)
     assert torch.equal(model(x_BTF), plain(x_BTF))
     model.load_state_dict(plain.state_dict())
+
+
+def test_weights_keep_the_nets_names_whatever_it_calls_its_parts() -> None:
+    inner = nn.ModuleDict({"net": nn.ModuleDict({"foo": nn.Linear(1, 1)}), "foo": nn.Linear(1, 1)})
+    model = WholeWindows(inner, window=3, shape=(2, 5), num_classes=4)
+    scaling = Scaling(torch.zeros(2, 5), torch.ones(2, 5))
+    saved = {name: tensor.clone() for name, tensor in inner.state_dict().items()}
+    found = model.state_dict()
+    assert list(found) == list(saved)
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
+    around = Normalized(model, scaling)
+    assert set(around.state_dict()) == {"normalizer.center_F", "normalizer.scale_F"} | {
+        f"model.{name}" for name in saved
+    }
+    doubled = {name: 2 * tensor for name, tensor in around.state_dict().items()}
+    around.load_state_dict(doubled)
+    assert all(torch.equal(inner.state_dict()[name], 2 * saved[name]) for name in saved)
 
 
 @pytest.mark.parametrize("allowed", [(), ("",), ("tests.work",), ("other",)], ids=str)
