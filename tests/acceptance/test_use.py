@@ -65,6 +65,19 @@ def test_a_trained_model_gives_its_jobs_validation_scores(
     assert (loss, accuracy) == pytest.approx((row.best_val_loss, row.best_val_accuracy), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mlp", "custom-Windows"])
+def test_a_job_starts_from_a_normalised_model(site: Site, name: str) -> None:
+    data = {**QUICK["data"], "path": "prices", "normalize": "standard"}
+    gentle = {"name": "sgd", "lr": 1e-12, "momentum": 0.0, "weight_decay": 0.0}
+    first = ended(site.queue, submit(site.queue, data=data, model=MODELS[name]))
+    second = ended(
+        site.queue,
+        submit(site.queue, data=data, model=MODELS[name], init_from=first.id, optimizer=gentle),
+    )
+    assert second.status == Status.SUCCEEDED, second.reason_message
+    assert second.best_val_loss == pytest.approx(first.best_val_loss, rel=1e-6)
+
+
 def validation_scores(row: Row, rows: Any, predictions: Any) -> tuple[float, float]:
     """Score the predictions of the windows that a job validated on: weighted loss and accuracy."""
     val = row.plan["splits"]["val"]

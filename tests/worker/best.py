@@ -11,7 +11,7 @@ import torch
 
 from app.jobs.config import JobRequest
 from worker.models import SequenceModel, build_model
-from worker.models.normalizer import Normalized, Scaling
+from worker.models.normalizer import Scaling
 
 
 def save_best(
@@ -38,9 +38,8 @@ def save_best(
         shape=shape,
         num_classes=len(classes),
         allowed_prefixes=["tests"],
-    )
-    if scaling is not None:
-        net = Normalized(net, scaling).float()
+        scaling=scaling,
+    ).float()
     path = folder / "saimp_best.pth"
     torch.save(net.state_dict(), path)
     sidecar = {

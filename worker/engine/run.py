@@ -31,7 +31,7 @@ from worker.engine.stopping import Stopping
 from worker.engine.upload import Upload
 from worker.models import SequenceModel, build_model
 from worker.models.dropout import Masks, draw_from
-from worker.models.normalizer import Normalized, Scaling
+from worker.models.normalizer import Scaling
 
 # fp16 halves its scale at each non-finite step: from 2^16 it passes 1 after 16 of them.
 MAX_NON_FINITE_STEPS = 32
@@ -226,10 +226,8 @@ def build_run(
             shape=shape,
             num_classes=num_classes,
             allowed_prefixes=custom_prefixes,
-        )
-        if scaling is not None:
-            model = Normalized(model, scaling)
-        model = model.to(device=device, dtype=dtype)
+            scaling=scaling,
+        ).to(device=device, dtype=dtype)
     training = request.training
     parameters = list(model.parameters())
     masks = Masks(training.seed) if training.deterministic else None

@@ -25,6 +25,7 @@ from worker.models.custom import build_custom
 from worker.models.gru import Gru
 from worker.models.lstm import Lstm
 from worker.models.mlp import Mlp
+from worker.models.normalizer import Normalized, Scaling
 from worker.models.tcn import Tcn
 from worker.models.transformer import Transformer
 from worker.models.vivit import Vivit
@@ -37,13 +38,25 @@ def build_model(
     shape: Sequence[int],
     num_classes: int,
     allowed_prefixes: Sequence[str] = (),
+    scaling: Scaling | None = None,
 ) -> SequenceModel:
     """Build the model a config names, initialised from torch's global random state.
 
     window: T, rows in a sample; shape: of one row, e.g. (4, 128); allowed_prefixes: modules that custom
-    models may come from. Raises ConfigInvalid for a custom model that is not allowed or cannot be built.
+    models may come from; scaling: how the model normalises its rows, None with `data.normalize` none.
+    Raises ConfigInvalid for a custom model that is not allowed or cannot be built.
     """
-    row_shape = tuple(shape)
+    model = _build(config, window, tuple(shape), num_classes, allowed_prefixes)
+    return model if scaling is None else Normalized(model, scaling)
+
+
+def _build(
+    config: ModelConfig,
+    window: int,
+    row_shape: tuple[int, ...],
+    num_classes: int,
+    allowed_prefixes: Sequence[str],
+) -> SequenceModel:
     match config:
         case VivitConfig():
             return Vivit(config, window=window, shape=row_shape, num_classes=num_classes)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from app.jobs.config import ModelConfig
 from worker.models.base import SequenceModel
 from worker.models.build import build_model
-from worker.models.normalizer import Normalized, Scaling
+from worker.models.normalizer import Scaling
 
 MODEL_CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
@@ -39,18 +39,17 @@ def load(path: Path | str, *, allowed_prefixes: Sequence[str] = ()) -> tuple[Seq
             f"{path.name} has sha256 {sha256}, its sidecar says {sidecar['sha256']}. Download both again."
         )
     shapes = sidecar["shapes"]
+    is_normalized = sidecar["config"].get("data", {}).get("normalize", "none") != "none"
+    # Only places for the numbers, which come with the weights.
+    row = torch.zeros(shapes["row"])
+    scaling = Scaling(row, row + 1) if is_normalized else None
     model = build_model(
         MODEL_CONFIG.validate_json(json.dumps(sidecar["config"]["model"])),
         window=shapes["window"],
         shape=shapes["row"],
         num_classes=shapes["num_classes"],
         allowed_prefixes=allowed_prefixes,
-    )
-    if sidecar["config"].get("data", {}).get("normalize", "none") != "none":
-        # The numbers come with the weights.
-        row = torch.zeros(shapes["row"])
-        model = Normalized(model, Scaling(row, row + 1))
-    # As in training, whatever a custom model made its numbers of: rows are float32.
-    model = model.to(torch.float32)
+        scaling=scaling,
+    ).to(torch.float32)  # as in training: a custom model may hold numbers of another type, rows are float32
     model.load_state_dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
     return model.eval(), sidecar
