@@ -23,10 +23,11 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The best checkpoint of another job, to start from."""
+    """The best checkpoint of another job, to start from. is_normalized: it holds that job's normaliser."""
 
     path: Path
     sha256: str
+    is_normalized: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Reads {"config": ..., "precision": ..., "shape": [...], "num_classes": K, "allowed_prefixes": [...], "cuts":
 [[batch, sharing, recomputing], ...]} on stdin, writes {"parameters": n, "flops_per_sample": n, "step_bytes":
-[n of each cut], "batch_layers": [...]} on stdout. A process of its own, so that the API never loads torch.
+[n of each cut], "batch_layers": [...], "weights": {name: shape}} on stdout. A process of its own, so that the
+API never loads torch.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def describe(question: dict[str, Any]) -> dict[str, Any]:
             for cut in question["cuts"]
         ],
         "batch_layers": batch_layers(model),
+        "weights": {name: list(weight.shape) for name, weight in model.state_dict().items()},
     }
 
 

@@ -1,6 +1,7 @@
-"""Classify every window of a dataset with a best checkpoint: `python -m worker.predict`.
+"""Classify every window of a dataset with a best checkpoint, and score it: `python -m worker.predict`.
 
-Rows are read in content order, decoded as in training, and encoded once each; labels are not needed.
+Rows are read in content order, decoded as in training, and encoded once each. Labels are not needed; where
+there are some, the windows that have one are scored as validation does it.
 
 Shapes: R rows of a piece, B windows, T rows in a window, D embedding, F... the shape of one row, K classes.
 """
@@ -22,18 +23,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from app.datasets.catalog import find_files
-from app.datasets.errors import NoRows, NotChronological, SchemaMismatch
+from app.datasets.errors import LabelOutOfRange, NoRows, NotChronological, SchemaMismatch
 from app.datasets.features import Features, listed, resolve_features
 from app.datasets.footers import Footer, Metadata, check_same_schema, read_footer
 from app.datasets.order import Ordered, order_by_time
 from app.datasets.parquet import RowBatch, read_columns
 from app.datasets.times import as_ns, floor_ns, raw_times
 from app.errors import ServiceError, shown
-from app.jobs.config import DataConfig
+from app.jobs.config import DataConfig, LossConfig
+from app.jobs.scores import scores
+from worker.engine.loss import build_loss
 from worker.models import CorruptCheckpoint, SequenceModel, load
+from worker.models.about import About
 from worker.models.base import gather_windows
 from worker.stream.decode import Origin, decode_features
 from worker.stream.errors import NonFinite
@@ -41,40 +46,96 @@ from worker.stream.errors import NonFinite
 PIECE_ROWS, PIECE_BYTES = 8192, 16 * 2**20  # rows decoded at once, at most
 ENCODE_ROWS, HEAD_WINDOWS = 1024, 256  # that go through the model at once
 
+LOSS_CONFIG: TypeAdapter[LossConfig] = TypeAdapter(LossConfig)
+_NO_LABEL = "Labels are not needed: leave the column out of the data if it holds something else."
+
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What was written. scores: of the windows that have a label; null when the data have none.
+
+    scores: "windows" (how many have a label), "loss" (the job's own, by its class weights), "confusion" (rows
+    are labels), and those of `app.jobs.scores`: accuracy, macro_f1, balanced_accuracy, mcc, per_class.
+    """
+
+    path: Path
+    windows: int
+    scores: dict[str, Any] | None
+
+
 def predict(
-    checkpoint: Path,
-    data: str,
-    target: Path,
+    checkpoint: Path | str,
+    data: Path | str,
+    target: Path | str,
     *,
     device: str = "cpu",
     allowed_prefixes: Sequence[str] = (),
     piece_rows: int = PIECE_ROWS,
-) -> int:
-    """Write the class and the probabilities of every window that ends in `data`; return how many.
+) -> Predicted:
+    """Write the class and the probabilities of every window that ends in `data`, and score them by labels.
 
-    data: a file, folder or glob. Window, stride, gap and group are those of training; a row of `target` is a
-    window's last row: its time, its group, `prediction` (0..K-1), `class` (its name), `probabilities` [K].
-    Rows are in content order. The file appears whole or not at all.
-    Raises DataError for data that do not fit the model, CorruptCheckpoint, ConfigInvalid.
+    checkpoint: as `worker.models.load` takes it. data: a file, folder or glob. Window, stride, gap and group
+    are those of training; a row of `target` is a window's last row: its time, its group, its label (when the
+    data have labels), `prediction` (0..K-1), `class` (its name), and `prob_<class>` for each class, float32.
+    A label that is null is not scored. Rows are in content order. The file appears whole or not at all.
+    Raises DataError for data that do not fit the model, and what `load` raises.
     """
-    model, sidecar = load(checkpoint, allowed_prefixes=allowed_prefixes)
+    target = Path(target)
+    model, about = load(checkpoint, allowed_prefixes=allowed_prefixes)
     model = model.to(device)
-    source = open_source(data, sidecar, besides=target)
+    source = open_source(str(data), about, besides=target)
+    scoring = Scoring(about) if source.label is not None else None
     draft = target.with_name(f".{target.name}.tmp")
     num_windows = 0
     try:
-        with pq.ParquetWriter(draft, source.schema(sidecar)) as writer:
-            for table in _predictions(model, source, sidecar, device, piece_rows):
+        with pq.ParquetWriter(draft, source.schema(about)) as writer:
+            for table in _predictions(model, source, about, device, piece_rows, scoring):
                 writer.write_table(table)
                 num_windows += table.num_rows
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
-    return num_windows
+    return Predicted(target, num_windows, scoring.scores() if scoring else None)
+
+
+class Scoring:
+    """Sums over the windows that have a label: the job's loss in float64, and the confusion counts."""
+
+    def __init__(self, about: About) -> None:
+        self.num_classes = len(about["classes"])
+        self._classes = about["classes"]
+        self._loss = build_loss(
+            LOSS_CONFIG.validate_json(json.dumps(about["config"]["loss"])),
+            about["resolved"]["class_weights"],
+            num_classes=self.num_classes,
+            dtype=torch.float64,
+            device=torch.device("cpu"),
+        )
+        self._loss_sum = 0.0
+        self._confusion_KK = np.zeros((self.num_classes, self.num_classes), np.int64)
+
+    def add(self, logits_BK: Tensor, labels_B: Ints) -> None:
+        """Count windows in; those labelled -1 have none."""
+        has_label_B = torch.from_numpy(labels_B >= 0)
+        logits_BK, labels = logits_BK[has_label_B], torch.from_numpy(labels_B)[has_label_B]
+        self._loss_sum += float(self._loss.per_sample(logits_BK, labels).sum())
+        np.add.at(self._confusion_KK, (labels.numpy(), logits_BK.argmax(-1).numpy()), 1)
+
+    def scores(self) -> dict[str, Any] | None:
+        """Score what was counted; null when no window had a label."""
+        confusion: list[list[int]] = self._confusion_KK.tolist()
+        support = [sum(row) for row in confusion]
+        if not sum(support):
+            return None
+        return {
+            "windows": sum(support),
+            "loss": self._loss.mean(self._loss_sum, support),
+            **scores(confusion, self._classes),
+            "confusion": confusion,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +145,18 @@ class Source:
     ordered: Ordered
     config: DataConfig
     features: Features
+    label: str | None  # its column, when the data have one
+
+    @property
+    def kept(self) -> list[str]:
+        """The columns of a window's last row that stand beside its prediction: time, group, label."""
+        found = (self.config.timestamp, self.config.group, self.label)
+        return [column for column in found if column is not None]
 
     @property
     def columns(self) -> list[str]:
-        """The columns to read: features, time, group."""
-        group = [] if self.config.group is None else [self.config.group]
-        return list(dict.fromkeys([*self.features.columns, self.config.timestamp, *group]))
+        """The columns to read."""
+        return list(dict.fromkeys([*self.features.columns, *self.kept]))
 
     def pieces(self, piece_rows: int) -> Iterator[tuple[Footer, RowBatch]]:
         """Read the files one after another, a piece at a time."""
@@ -106,38 +173,50 @@ class Source:
         is_detected = self.ordered.is_detected
         return as_ns(raw_R, self.ordered.unit, column, footer.name, piece.first_row, is_detected=is_detected)
 
-    def schema(self, sidecar: dict[str, Any]) -> pa.Schema:
+    def labels(self, piece: RowBatch, origin: Origin, num_classes: int) -> Ints:
+        """Return the rows' classes, [R]; -1 where there is none. Raises LabelOutOfRange."""
+        assert self.label is not None
+        column = _decoded(piece.columns[self.label])
+        known_R = ~np.asarray(column.is_null())
+        values_R = np.asarray(column.fill_null(0))
+        wrong_R = known_R & ((values_R < 0) | (values_R >= num_classes))
+        if wrong_R.any():
+            row = int(np.argmax(wrong_R))
+            raise LabelOutOfRange(
+                f"{origin.at(row)}: label {values_R[row]} is not one of the model's classes,"
+                f" 0..{num_classes - 1}.",
+                _NO_LABEL,
+            )
+        return np.where(known_R, values_R, -1).astype(np.int64)
+
+    def schema(self, about: About) -> pa.Schema:
         """Say what a row of the predictions holds; the schema key `saimp` says of which model."""
         types = self.ordered.footers[0].types
-        keys = [self.config.timestamp, *([self.config.group] if self.config.group else [])]
-        taken = set(keys)
-        ours = {
-            "prediction": pa.int32(),
-            "class": pa.string(),
-            "probabilities": pa.list_(pa.float32(), len(sidecar["classes"])),
-        }
-        fields = [pa.field(key, types[key]) for key in keys]
-        for name, kind in ours.items():
+        taken = set(self.kept)
+        ours = [("prediction", pa.int32()), ("class", pa.string())]
+        ours += [(f"prob_{name}", pa.float32()) for name in about["classes"]]
+        fields = [pa.field(column, types[column]) for column in self.kept]
+        for name, kind in ours:
             while name in taken:
                 name += "_"
             taken.add(name)
             fields.append(pa.field(name, kind))
-        about = {key: sidecar.get(key) for key in ("job_id", "sha256", "epoch", "classes")}
-        return pa.schema(fields, metadata={"saimp": json.dumps(about)})
+        model = {key: about.get(key) for key in ("job_id", "sha256", "epoch", "classes")}
+        return pa.schema(fields, metadata={"saimp": json.dumps(model)})
 
 
-def open_source(path: str, sidecar: dict[str, Any], *, besides: Path) -> Source:
+def open_source(path: str, about: About, *, besides: Path) -> Source:
     """Find the files and check that they hold what the model was trained on; `besides` is never data."""
     found = [f for f in find_files(*split_path(path)) if f.path.resolve() != besides.resolve()]
     footers = [footer for footer in (read_footer(f.path, f.name) for f in found) if footer.rows]
     if not footers:
         raise NoRows(f"{shown(path)!r} has no rows.", "Give a path with data.")
-    resolved = sidecar["resolved"]
+    resolved = about["resolved"]
     columns = list(resolved["features"])
     config = DataConfig.model_validate_json(
         json.dumps(
             {
-                **sidecar["config"]["data"],
+                **about["config"]["data"],
                 "features": columns[0] if len(columns) == 1 else columns,
                 "shape": list(resolved["shape"]),
             }
@@ -152,12 +231,18 @@ def open_source(path: str, sidecar: dict[str, Any], *, besides: Path) -> Source:
                 "The data need the columns the model was trained with, but for the label.",
             )
     metadata = footers[0].metadata or Metadata()
+    label = config.label if config.label in types else None
+    if label is not None and not pa.types.is_integer(types[label]):
+        raise LabelOutOfRange(
+            f"The label column {shown(label)!r} is {types[label]}, not an integer.", _NO_LABEL
+        )
     roles = frozenset(c for c in (config.timestamp, config.label, config.group) if c is not None)
     features = resolve_features(types, config, metadata, roles, lambda _: prod(resolved["shape"]))
     return Source(
         order_by_time(footers, config.timestamp, config.group is not None, group=config.group),
         config,
         features,
+        label,
     )
 
 
@@ -184,27 +269,30 @@ class _Lane:
 
 
 def _predictions(
-    model: SequenceModel, source: Source, sidecar: dict[str, Any], device: str, piece_rows: int
+    model: SequenceModel,
+    source: Source,
+    about: About,
+    device: str,
+    piece_rows: int,
+    scoring: Scoring | None,
 ) -> Iterator[pa.Table]:
     lanes: dict[Any, _Lane] = {}
-    schema = source.schema(sidecar)
-    classes = pa.array(sidecar["classes"], pa.string())
+    schema = source.schema(about)
+    classes = pa.array(about["classes"], pa.string())
     for footer, piece in source.pieces(piece_rows):
-        places_B, probabilities_BK = _classify_piece(model, source, footer, piece, lanes, device)
-        if not len(places_B):
-            continue
+        places_B, logits_BK = _classify_piece(model, source, footer, piece, lanes, device)
+        if scoring is not None:
+            labels_R = source.labels(piece, Origin(footer.name, piece.first_row), scoring.num_classes)
+            scoring.add(logits_BK, labels_R[places_B])
         order_B = np.argsort(places_B, kind="stable")
-        places_B, probabilities_BK = places_B[order_B], probabilities_BK[order_B]
-        predictions_B = pa.array(probabilities_BK.argmax(axis=1), pa.int32())
-        keys = [source.config.timestamp, *([source.config.group] if source.config.group else [])]
-        flat = pa.array(np.ascontiguousarray(probabilities_BK, np.float32).ravel())
-        columns = [_decoded(piece.columns[key]).take(pa.array(places_B)) for key in keys]
-        columns += [
-            predictions_B,
-            classes.take(predictions_B),
-            pa.FixedSizeListArray.from_arrays(flat, len(classes)),
-        ]
-        yield pa.Table.from_arrays(columns, schema=schema)
+        logits_BK = logits_BK[torch.from_numpy(order_B)]
+        probabilities_KB = logits_BK.softmax(-1).float().T.contiguous().numpy()
+        predictions_B = pa.array(logits_BK.argmax(-1).numpy(), pa.int32())
+        kept = [_decoded(piece.columns[name]).take(pa.array(places_B[order_B])) for name in source.kept]
+        yield pa.Table.from_arrays(
+            [*kept, predictions_B, classes.take(predictions_B), *map(pa.array, probabilities_KB)],
+            schema=schema,
+        )
 
 
 def _classify_piece(
@@ -214,8 +302,8 @@ def _classify_piece(
     piece: RowBatch,
     lanes: dict[Any, _Lane],
     device: str,
-) -> tuple[Ints, NDArray[np.float64]]:
-    """Classify the windows that end in a piece: the places of their last rows [B], probabilities [B, K]."""
+) -> tuple[Ints, Tensor]:
+    """Classify the windows that end in a piece: the places of their last rows [B], logits [B, K], float64."""
     origin = Origin(footer.name, piece.first_row)
     table = pa.table({name: piece.columns[name] for name in source.features.columns})
     rows_RF, is_whole_R = _finite(decode_features(table, source.features, origin), source, origin)
@@ -237,8 +325,7 @@ def _classify_piece(
             )
             for group, places_N in _by_group(source, piece)
         ]
-    places_B = np.concatenate([places for places, _ in found])
-    return places_B, np.concatenate([probabilities for _, probabilities in found])
+    return np.concatenate([places for places, _ in found]), torch.cat([logits for _, logits in found])
 
 
 def _classify_lane(
@@ -250,7 +337,7 @@ def _classify_lane(
     times_R: Ints,
     is_whole_R: Mask,
     embedded_RD: Tensor,
-) -> tuple[Ints, NDArray[np.float64]]:
+) -> tuple[Ints, Tensor]:
     """Go on with one group: its rows of a piece are at `places_N`."""
     window, stride = model.window, source.config.stride
     first = lane.rows  # in the group, of the first row here
@@ -263,13 +350,13 @@ def _classify_lane(
     base = lane.rows - len(held_ND)  # in the group, of the first row held
     lane.tail_TD = held_ND[max(0, len(held_ND) - window + 1) :]
     starts_B = torch.from_numpy(starts_N[used_N] - base)
-    probabilities = [
-        model.head(gather_windows(held_ND, part_B, window, is_dense=False)).double().softmax(-1).cpu().numpy()
+    logits = [
+        model.head(gather_windows(held_ND, part_B, window, is_dense=False)).double().cpu()
         for part_B in torch.split(starts_B, HEAD_WINDOWS)
         if len(part_B)
     ]
-    empty = np.empty((0, model.num_classes))
-    return places_N[used_N], np.concatenate([empty, *probabilities])
+    empty_BK = torch.empty(0, model.num_classes, dtype=torch.float64)
+    return places_N[used_N], torch.cat([empty_BK, *logits])
 
 
 def _advance(
@@ -329,7 +416,7 @@ def _decoded(column: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m worker.predict`: print what was written, or what went wrong; return the exit code."""
+    """Run `python -m worker.predict`: print what was written and its scores, or what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m worker.predict", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", help="file, folder or glob")
@@ -338,7 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow", action="append", default=[], metavar="PREFIX")
     given = parser.parse_args(arguments)
     try:
-        num_windows = predict(
+        found = predict(
             given.checkpoint, given.data, given.out, device=given.device, allowed_prefixes=given.allow
         )
     except ServiceError as error:
@@ -347,8 +434,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CorruptCheckpoint, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"path": str(given.out), "windows": num_windows}))
+    print(json.dumps({"path": str(found.path), "windows": found.windows, "scores": found.scores}))
+    if found.scores is not None:
+        print(_score_line(found.windows, found.scores), file=sys.stderr)
     return 0
+
+
+def _score_line(num_windows: int, of: dict[str, Any]) -> str:
+    """Say how good the predictions are, in the words of the training log."""
+    which = "all" if of["windows"] == num_windows else f"{of['windows']} of"
+    return (
+        f"Loss: {of['loss']:.4f} | Acc: {of['accuracy']:.2%} | macro-F1: {of['macro_f1']:.2f}"
+        f" | MCC: {of['mcc']:.2f} | {which} {num_windows} windows have a label"
+    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ from worker.engine.samples import Splits
 from worker.entry import Orders
 from worker.models.base import batch_layers, num_parameters
 from worker.models.build import flops_per_sample
-from worker.models.normalizer import Scaling
+from worker.models.normalizer import Normalized, Scaling, without_normalizer
 from worker.publish import write_sidecar
 from worker.report.log import Log
 from worker.report.model_card import ModelCard
@@ -278,7 +278,10 @@ def _descended(run: Run) -> str:
 
 
 def start_from(run: Run, best: Weights) -> None:
-    """Start with the best weights of another job. Raises ConfigInvalid when they are not of this shape."""
+    """Start with the best weights of another job; how rows are normalised stays this job's own.
+
+    Raises ConfigInvalid when the weights are not of this shape.
+    """
     content = best.path.read_bytes()
     if hashlib.sha256(content).hexdigest() != best.sha256:
         raise CorruptCheckpoint(
@@ -286,13 +289,14 @@ def start_from(run: Run, best: Weights) -> None:
             "Retry the job it is of, or leave init_from out.",
         )
     weights = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    model = run.model.model if isinstance(run.model, Normalized) else run.model
     try:
-        run.model.load_state_dict(weights)
+        model.load_state_dict(without_normalizer(weights) if best.is_normalized else weights)
     except RuntimeError as error:
         differences = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ConfigInvalid(
             f"The weights of init_from do not fit this model: {differences}",
-            "Give both jobs the same model, window, features and classes.",
+            "Give both jobs the same model, data.window, features and classes.",
         ) from error
     if run.average is not None:
         run.average.restart()

@@ -321,7 +321,7 @@ class Supervisor:
         return Resume(self._paths.job(at.job_id) / at.name, at.sha256)
 
     def _weights(self, best: queue.Weights) -> Weights:
-        return Weights(self._paths.job(best.job_id) / best.file, best.sha256)
+        return Weights(self._paths.job(best.job_id) / best.file, best.sha256, best.is_normalized)
 
     def _curve(self, job_id: str) -> tuple[Point, ...]:
         with self._queue.database.reading() as connection:

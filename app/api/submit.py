@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from app.api.explain import read_job, remainder
@@ -12,6 +13,7 @@ from app.jobs.custom import custom_model_problems
 from app.jobs.foresight import Foresight, Gpu, foresee
 from app.jobs.queue import Row
 from app.jobs.sizes import UNKNOWN
+from app.jobs.start_weights import Shaped, unfit_weights
 
 if TYPE_CHECKING:
     from app.datasets.preflight import Preflight
@@ -74,13 +76,38 @@ def _checked(
         problems = [
             *problems,
             *services.queue.dead_dependencies(known.depends_on),
-            *services.queue.bad_start(known),
+            *_bad_start(services, known, data),
             *custom_model_problems(known.model, services.settings.custom_prefixes),
             *data.errors,
         ]
     if problems or request is None or data is None:
         raise InvalidRequest(problems=problems)
     return request, data
+
+
+def _bad_start(services: Services, request: JobRequest, data: Preflight) -> list[Problem]:
+    """List what is wrong with `init_from`: the job it names, else the shapes of its weights."""
+    problems = services.queue.bad_start(request)
+    if problems or request.init_from is None:
+        return problems
+    ours, theirs = _shaped(request, data), _shaped_like(services, services.queue.get(request.init_from))
+    if ours is None or theirs is None:  # told by the worker, then
+        return []
+    return unfit_weights(ours, theirs, services.settings.custom_prefixes)
+
+
+def _shaped_like(services: Services, row: Row) -> Shaped | None:
+    """Find what shapes a job's weights have: as it was settled, or as its data are while it waits."""
+    request = JobRequest.model_validate_json(json.dumps(row.config))
+    if row.resolved is None:
+        return _shaped(request, _preflight(services, request))
+    return Shaped(request, tuple(row.resolved["shape"]), len(row.resolved["classes"]))
+
+
+def _shaped(request: JobRequest, data: Preflight) -> Shaped | None:
+    if data.dataset is None or data.plan is None:
+        return None
+    return Shaped(request, data.dataset.features.shape, data.plan.num_classes)
 
 
 def _preflight(services: Services, request: JobRequest) -> Preflight:

@@ -519,7 +519,7 @@ class JobRequest(Section):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Crash budget: attempts in a row that may end without progress."""
     init_from: JobId | None = None
-    """Start from the weights of this job's best checkpoint."""
+    """Start from the weights of this job's best; how features are normalised stays this job's own."""
 
     data: DataConfig
     model: ModelConfig = VivitConfig()

@@ -28,13 +28,15 @@ class Cut:
 class Sizes:
     """What is known of a model; null where it is not. step_bytes: of each cut asked about.
 
-    batch_layers: the layers whose numbers depend on which samples share a micro-batch.
+    batch_layers: the layers whose numbers depend on which samples share a micro-batch. weights: the shape of
+    each, by its name in a checkpoint (a normaliser's left out).
     """
 
     parameters: int | None = None
     flops_per_sample: int | None = None  # of a forward pass
     step_bytes: tuple[int | None, ...] = ()
     batch_layers: tuple[str, ...] = ()
+    weights: Mapping[str, tuple[int, ...]] | None = None
 
     def model(self) -> dict[str, int | None]:
         """Render what a plan says of the model."""
@@ -74,6 +76,7 @@ def sizes(
         answer["flops_per_sample"],
         tuple(answer["step_bytes"]),
         tuple(answer["batch_layers"]),
+        {name: tuple(shape) for name, shape in answer["weights"].items()},
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from app.errors import InvalidRequest
 from app.jobs.states import Status
 from tests.acceptance.site import QUICK, Site, ended, log_of, open_queue, submit, worker
 from tests.factories import write_dataset
@@ -65,10 +64,3 @@ def test_a_job_starts_from_the_best_of_another(site: Site) -> None:
     )
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, atol=1e-6, rtol=0)
-
-
-def test_weights_of_another_shape_are_refused_at_submit(site: Site) -> None:
-    first = ended(site.queue, submit(site.queue))
-    with pytest.raises(InvalidRequest) as caught:
-        submit(site.queue, init_from=first.id, model={"name": "mlp", "d_model": 16, "hidden": 8})
-    assert [problem.pointer for problem in caught.value.problems] == ["/init_from"]

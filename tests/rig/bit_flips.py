@@ -81,7 +81,7 @@ class Target:
 
     def _starts(self) -> bool:
         try:
-            start_from(self.run, Weights(self.best_path, self.best.sha256))
+            start_from(self.run, Weights(self.best_path, self.best.sha256, is_normalized=False))
         except CorruptCheckpoint:
             return False
         return True

@@ -24,13 +24,15 @@ def save_best(
     classes: tuple[str, ...] = ("a", "b", "c"),
     seed: int = 0,
     scaling: Scaling | None = None,
+    loss: dict[str, Any] | None = None,
 ) -> tuple[Path, SequenceModel]:
     """Save a model nothing was taught; return where, and the model in eval mode.
 
     scaling: of a job with `data.normalize`, float64 as it is fitted.
     """
     section = {"path": "x", "window": 4, **(data or {})}
-    request = JobRequest.model_validate({"data": section, "model": model})
+    criterion = {"name": "cross_entropy", "class_weights": None, **(loss or {})}
+    request = JobRequest.model_validate({"data": section, "model": model, "loss": criterion})
     torch.manual_seed(seed)
     net = build_model(
         request.model,
@@ -47,7 +49,11 @@ def save_best(
         "epoch": 3,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "config": request.model_dump(mode="json"),
-        "resolved": {"features": list(columns), "shape": list(shape)},
+        "resolved": {
+            "features": list(columns),
+            "shape": list(shape),
+            "class_weights": criterion["class_weights"],
+        },
         "classes": list(classes),
         "shapes": {"window": request.data.window, "row": list(shape), "num_classes": len(classes)},
     }

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from app.datasets.errors import DataError
 from tests.worker.best import save_best
 from worker.models import SequenceModel
-from worker.predict import main, predict, split_path
+from worker.predict import Predicted, main, predict, split_path
 
 torch.set_num_threads(1)
 
@@ -50,7 +51,7 @@ def expected(net: SequenceModel, rows_RF: NDArray[np.float32], ends: list[int]) 
 
 
 def probabilities(table: pa.Table) -> NDArray[np.float32]:
-    return np.array(table["probabilities"].to_pylist(), np.float32)
+    return np.stack([table[f"prob_{name}"].to_numpy() for name in "abc"], axis=1)
 
 
 @pytest.mark.parametrize("model", [MLP, LSTM], ids=["mlp", "lstm"])
@@ -68,7 +69,7 @@ def test_every_window_gets_the_models_probabilities(
     pq.write_table(make_table(rows_RF[11:], range(11, 30)), data / "a.parquet")
     out = tmp_path / "preds.parquet"
     ends = list(range(WINDOW - 1, 30, stride))
-    assert predict(checkpoint, str(data), out, piece_rows=piece_rows) == len(ends)
+    assert predict(checkpoint, data, out, piece_rows=piece_rows) == Predicted(out, len(ends), None)
     found = pq.read_table(out)
     np.testing.assert_allclose(probabilities(found), expected(net, rows_RF, ends), rtol=1e-5, atol=1e-6)
     assert found["timestamp"].cast(pa.int64()).to_pylist() == [end * 1_000_000 for end in ends]
@@ -147,7 +148,7 @@ def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_fewer_rows_than_a_window_give_an_empty_table(tmp_path: Path) -> None:
     checkpoint, _ = save_best(tmp_path, MLP)
     pq.write_table(make_table(make_rows(3), range(3)), tmp_path / "d.parquet")
-    assert predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet") == 0
+    assert predict(checkpoint, tmp_path / "d.parquet", tmp_path / "p.parquet").windows == 0
     assert pq.read_table(tmp_path / "p.parquet").num_rows == 0
 
 
@@ -157,16 +158,70 @@ def test_predictions_beside_the_data_are_not_data(tmp_path: Path) -> None:
     data.mkdir()
     pq.write_table(make_table(make_rows(9), range(9)), data / "d.parquet")
     for _ in range(2):
-        assert predict(checkpoint, str(data), data / "preds.parquet") == 6
+        assert predict(checkpoint, data, data / "preds.parquet").windows == 6
 
 
 def test_columns_of_ours_make_way_for_those_of_the_data(tmp_path: Path) -> None:
-    checkpoint, _ = save_best(tmp_path, MLP, data={"group": "class"})
-    table = make_table(make_rows(9), range(9), **{"class": pa.array(["x"] * 9).dictionary_encode()})
+    checkpoint, _ = save_best(tmp_path, MLP, data={"group": "class", "label": "prob_a"})
+    keys = {"class": pa.array(["x"] * 9).dictionary_encode(), "prob_a": pa.array([0] * 9)}
+    table = make_table(make_rows(9), range(9), **keys)
     pq.write_table(table, tmp_path / "d.parquet")
     predict(checkpoint, str(tmp_path / "d.parquet"), tmp_path / "p.parquet")
     names = pq.read_table(tmp_path / "p.parquet").column_names
-    assert names == ["timestamp", "class", "prediction", "class_", "probabilities"]
+    assert names == ["timestamp", "class", "prob_a", "prediction", "class_", "prob_a_", "prob_b", "prob_c"]
+
+
+@pytest.mark.parametrize("piece_rows", [1, 5, 8192])
+def test_labels_are_written_and_scored_with_the_jobs_loss(piece_rows: int, tmp_path: Path) -> None:
+    checkpoint, net = save_best(tmp_path, MLP, loss={"class_weights": [1.0, 5.0, 2.0]})
+    rows_RF = make_rows(20) * 40  # sure of itself: some probabilities are 0 as float32
+    labels: list[int | None] = [*np.random.default_rng(2).integers(0, 3, 20).tolist()]
+    labels[10] = None
+    pq.write_table(make_table(rows_RF, range(20), label=pa.array(labels, pa.int8())), tmp_path / "d.parquet")
+    found = predict(checkpoint, tmp_path / "d.parquet", tmp_path / "p.parquet", piece_rows=piece_rows)
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table["label"].to_pylist() == labels[WINDOW - 1 :]
+    known = [end for end in range(WINDOW - 1, 20) if labels[end] is not None]
+    assert found.windows == 17
+    assert found.scores is not None
+    assert found.scores["windows"] == len(known) == 16
+    x_BTF = torch.stack([torch.from_numpy(rows_RF[end - WINDOW + 1 : end + 1]) for end in known])
+    own = torch.tensor([labels[end] for end in known])
+    logits_BK = net(x_BTF).detach().double()
+    weights = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)
+    assert found.scores["loss"] == pytest.approx(float(cross_entropy(logits_BK, own, weights)), rel=1e-6)
+    assert found.scores["accuracy"] == float((logits_BK.argmax(1) == own).double().mean())
+    assert np.trace(found.scores["confusion"]) == round(16 * found.scores["accuracy"])
+    assert set(found.scores["per_class"]) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            pa.array([0, 1, 2, 3, 0, 1], pa.int64()),
+            r"row 3 .*: label 3 is not one of the model's classes, 0\.\.2",
+        ),
+        (pa.array([0, 2**63 + 1, 2, 0, 0, 1], pa.uint64()), "row 1 .*: label 9223372036854775809 is not"),
+        (pa.array([0, -1, 2, 0, 0, 1], pa.int8()), "row 1 .*: label -1 is not"),
+        (pa.array(list("abcabc")), "is string, not an integer"),
+        (pa.array([0.0] * 6), "is double, not an integer"),
+    ],
+    ids=["too high", "huge", "negative", "text", "float"],
+)
+def test_labels_the_model_does_not_know_are_named(labels: pa.Array, message: str, tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    pq.write_table(make_table(make_rows(6), range(6), label=labels), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=message):
+        predict(checkpoint, tmp_path / "d.parquet", tmp_path / "p.parquet")
+    assert not (tmp_path / "p.parquet").exists()
+
+
+def test_labels_that_are_all_missing_give_no_scores(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    nothing = pa.array([None] * 6, pa.int64())
+    pq.write_table(make_table(make_rows(6), range(6), label=nothing), tmp_path / "d.parquet")
+    assert predict(checkpoint, tmp_path / "d.parquet", tmp_path / "p.parquet").scores is None
 
 
 def test_a_path_is_a_file_a_folder_or_a_glob(tmp_path: Path) -> None:
@@ -183,6 +238,12 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFi
     pq.write_table(make_table(make_rows(9), range(9)), tmp_path / "d.parquet")
     out = str(tmp_path / "p.parquet")
     assert main([str(checkpoint), str(tmp_path / "d.parquet"), "--out", out]) == 0
-    assert json.loads(capsys.readouterr().out) == {"path": out, "windows": 6}
+    assert json.loads(capsys.readouterr().out) == {"path": out, "windows": 6, "scores": None}
     assert main([str(checkpoint), str(tmp_path / "gone.parquet"), "--out", out]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+    labelled = make_table(make_rows(9), range(9), label=pa.array([0, 1, 2] * 3))
+    pq.write_table(labelled, tmp_path / "d.parquet")
+    assert main([str(checkpoint), str(tmp_path / "d.parquet"), "--out", out]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["scores"]["windows"] == 6
+    assert "| all 6 windows have a label" in said.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 
 from app.failpoints import failpoint
 from worker.engine.events import BestFile
+from worker.models.about import carry
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,12 @@ def save_best(
 ) -> BestFile:
     """Write the model's `state_dict` to an immutable file named by epoch and content, durable on return.
 
-    Equal weights give equal bytes. Readable by `torch.load(path, weights_only=True)` on any machine.
+    What using the model takes travels in it. Equal weights of equal models give equal bytes, whichever job
+    they are of. Readable by `torch.load(path, weights_only=True)` on any machine.
     """
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    weights = OrderedDict((name, tensor.detach().cpu()) for name, tensor in state.items())
+    carry(weights, state, sidecar)
     written = write(weights, directory, f"best-e{epoch:04d}", ".pth")
     return BestFile(
         name=written.name,

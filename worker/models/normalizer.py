@@ -5,6 +5,7 @@ Shapes: R rows, F... the shape of one row, B windows, T rows in a window, D embe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -39,6 +40,12 @@ class Normalizer(nn.Module):
     def undo(self, normalized_RF: Tensor) -> Tensor:
         """Give back what `forward` was given, but for rounding: [..., *shape] -> [..., *shape]."""
         return normalized_RF * self.scale_F + self.center_F
+
+
+def without_normalizer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the weights of the model inside from the `state_dict` of a `Normalized`."""
+    inside = "model."
+    return {name.removeprefix(inside): w for name, w in weights.items() if name.startswith(inside)}
 
 
 class Normalized(SequenceModel):

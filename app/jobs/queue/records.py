@@ -81,11 +81,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The best of another job, to start from; `file` is below that job's folder."""
+    """The best of another job, to start from; `file` is below that job's folder.
+
+    is_normalized: whether the model holds a normaliser, which is that job's own.
+    """
 
     job_id: str
     file: str
     sha256: str
+    is_normalized: bool
 
 
 @dataclass(frozen=True, slots=True)

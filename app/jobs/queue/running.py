@@ -386,11 +386,14 @@ def _init_from(connection: sa.Connection, row: Row) -> Weights | None:
     if source_id is None:
         return None
     found = connection.execute(
-        sa.select(job.c.id, job.c.best_file, job.c.best_sha256).where(
+        sa.select(job.c.id, job.c.best_file, job.c.best_sha256, job.c.config).where(
             job.c.id == source_id, job.c.best_file.is_not(None)
         )
     ).one_or_none()
-    return None if found is None else Weights(*found)
+    if found is None:
+        return None
+    is_normalized = found.config["data"]["normalize"] != "none"
+    return Weights(found.id, found.best_file, found.best_sha256, is_normalized)
 
 
 def _silent(row: Row) -> Reason:
