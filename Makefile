@@ -32,7 +32,7 @@ check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: $(READY)   ## the crash rig for MINUTES=10; its tally is in bench/RESULTS.md
+soak: $(READY)   ## the crash rigs and the use matrix for MINUTES=10; their tally is in bench/RESULTS.md
 	PYTHONPATH=. $(BIN)/python bench/soak.py --minutes $(or $(MINUTES),10)
 
 bench: $(READY)  ## stream, trainer and recovery side by side with peers, on one core; see bench/RESULTS.md

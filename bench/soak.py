@@ -1,10 +1,11 @@
-"""The crash rig for as long as there is time, and the tally of all its rounds.
+"""The crash rigs and the use matrix for as long as there is time, and the tally of all their rounds.
 
     make soak MINUTES=30
 
-Rounds of four rigs on both engines, each in a process of its own with a seed of its own; whatever is furthest
-from its goal has the next round. The tally in bench/RESULTS.md is read, added to and written after each one.
-A round that finds something wrong prints how to do it again, is counted, and makes the exit code 1.
+Rounds of five rigs, the first three on both engines, each in a process of its own with a seed of its own;
+whatever is furthest from its goal has the next round. The tally in bench/RESULTS.md is read, added to and
+written after each one. A round that finds something wrong prints how to do it again, is counted, and makes the
+exit code 1.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from tests.rig import choices
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -42,9 +45,9 @@ class Rig:
     def key(self) -> tuple[str, str]:
         return self.name, self.engine
 
-    def line(self, seed: int) -> list[str]:
-        """Write the command of one round."""
-        values = {"seed": seed, "share": self.share, "engine": self.engine}
+    def line(self, seed: int, done: int) -> list[str]:
+        """Write the command of one round. done: units of the rounds before it."""
+        values = {"seed": seed, "share": self.share, "engine": self.engine, "done": done}
         return [sys.executable, *(part.format(**values) for part in self.command)]
 
 
@@ -57,6 +60,9 @@ def _rigs() -> Iterable[Rig]:
         yield Rig("claims", engine, "jobs", 100_000, 10_000, claims)
     flips = ("-m", "tests.rig.bit_flips", "--flips", "{share}", "--seed", "{seed}")
     yield Rig("checkpoints", "-", "flips", 10_000, 1_000, flips)
+    # In an order of its own that goes on where the last round ended, so that all of them come up.
+    cells = ("-m", "tests.rig.use", "--cells", "{share}", "--first", "{done}")
+    yield Rig("use", "-", "cells", len(choices.product()), 50, cells)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def soak(minutes: float) -> int:
             break
         rig = min(fitting, key=lambda rig: _done(rig, rounds) / rig.goal)
         seed = int(time.time())
-        count, wrong, seconds = play(rig, seed)
+        count, wrong, seconds = play(rig, seed, _done(rig, rounds))
         now[rig.key] = now[rig.key].plus(seed, count, wrong, seconds)
         RESULTS.write_text(written(text, rigs, [*before, *(one for one in now.values() if one.rounds)]))
     return sum(one.wrong for one in now.values())
@@ -119,10 +125,13 @@ def _done(rig: Rig, rounds: Iterable[Round]) -> int:
     return sum(one.count for one in rounds if (one.rig, one.engine) == rig.key)
 
 
-def play(rig: Rig, seed: int) -> tuple[int, int, float]:
-    """Do one round: how many kills, jobs or flips it counts, whether it went wrong, how long it took."""
+def play(rig: Rig, seed: int, before: int = 0) -> tuple[int, int, float]:
+    """Do one round: how many kills, jobs, flips or cells, whether it went wrong, how long it took.
+
+    before: how many there were in the rounds before it.
+    """
     began = time.monotonic()
-    line = rig.line(seed)
+    line = rig.line(seed, before)
     done = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     seconds = round(time.monotonic() - began, 1)
     if done.returncode:

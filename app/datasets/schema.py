@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -71,7 +71,8 @@ class Dataset:
     fingerprint: str  # sha256 over the sorted (relative path, size, sha256 of footer)
     warnings: Warnings = ()  # (code, sentence)
     is_unit_detected: bool = False  # timestamps are plain integers: the unit is a guess, checked on reading
-    metadata: Metadata | None = None  # the schema key `saimp`
+    # The schema key `saimp`. It holds lists, and datasets are keys of caches; the fingerprint covers it.
+    metadata: Metadata | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:

@@ -1,96 +1,91 @@
-"""What is trained can be used: the best checkpoint loads, and gives the scores its job has told."""
+"""What is trained can be used: cells of the use matrix, each from a file on disk to the used model.
+
+Any two choices come together in a cell here; `make soak` walks through all combinations.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args, get_type_hints
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from app.jobs.config import CustomConfig, ModelConfig
-from app.jobs.queue import Row
-from app.jobs.states import Status
-from tests.acceptance.site import QUICK, Site, ended, open_queue, submit, worker
-from tests.factories import write_dataset
-from worker.models import load
-from worker.predict import predict
+from app.datasets.features import Features
+from tests.processes import environment
+from tests.rig import choices
+from tests.rig.choices import CUSTOM, OPTIONS, Cell
+from tests.rig.use import Site, best_epoch, body_of, ended, site, use
 
-CUSTOM = ["tests.worker"]
-WINDOW = 4
-SMALL = {"d_model": 8, "hidden": 8, "channels": 4, "heads": 2, "layers": 1}
-# Every model there is: a new one is tried without a word here.
-MODELS: dict[str, dict[str, Any]] = {
-    name: {"name": name, **{field: size for field, size in SMALL.items() if field in config.model_fields}}
-    for config in get_args(get_args(ModelConfig)[0])
-    if config is not CustomConfig
-    for name in [config.model_fields["name"].default]
-} | {
-    f"custom-{target}": {"name": "custom", "target": f"tests.worker.models.custom_nets:{target}"}
-    for target in ("Windows", "Rows", "Precise")
-}
+torch.set_num_threads(1)
+
+CELLS = choices.pairs()
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    root = tmp_path_factory.mktemp("use")
-    with open_queue(root) as queue, worker(root, SAIMP_CUSTOM_MODELS=",".join(CUSTOM)) as process:
-        write_dataset(root / "data" / "prices", rows=240, center=3.0, spread=2.0)
-        yield Site(root, queue, process)
+def at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site(tmp_path_factory.mktemp("use")) as running:
+        yield running
 
 
-@pytest.mark.parametrize("normalize", ["none", "standard", "robust"])
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_a_trained_model_gives_its_jobs_validation_scores(
-    site: Site, tmp_path: Path, model: dict[str, Any], normalize: str
-) -> None:
-    data = {
-        **QUICK["data"],
-        "path": "prices",
-        "window": WINDOW,
-        "normalize": normalize,
-        "split": {"train": 0.6, "val": 0.2, "test": 0.2},
-    }
-    row = ended(site.queue, submit(site.queue, data=data, model=model))
-    assert row.status == Status.SUCCEEDED, row.reason_message
-    checkpoint = site.root / "data" / "jobs" / row.id / "saimp_best.pth"
-    assert all(
-        number.dtype.itemsize <= 4 for number in load(checkpoint, allowed_prefixes=CUSTOM)[0].buffers()
+@pytest.mark.parametrize("cell", CELLS, ids=[cell.id for cell in CELLS])
+def test_a_trained_model_can_be_used(cell: Cell, at: Site, tmp_path: Path) -> None:
+    use(cell, at, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("vivit", "standard", "matrix", "focal", "group", "onnx"),
+        Cell("lstm", "robust", "columns", "cross_entropy", "7 classes", "safetensors"),
+        Cell("custom-Windows", "standard", "binary", "ordinal", "ema", "torch_export"),
+    ],
+    ids=lambda cell: cell.id,
+)
+def test_a_trained_model_can_be_used_from_the_command_line(cell: Cell, at: Site, tmp_path: Path) -> None:
+    data = at.data(cell.layout, OPTIONS[cell.option], has_holes=False)
+    (tmp_path / "job.json").write_text(json.dumps(body_of(cell, data)))
+    job = ended(at.client, saimp(at, tmp_path, "submit", "job.json").strip())
+    assert saimp(at, tmp_path, "pull", job["id"]).strip() == "saimp_best.pth"
+    held_out = at.root / "data" / data.name / "held_out.parquet"
+    told = json.loads(saimp(at, tmp_path, "predict", "saimp_best.pth", str(held_out), "--out", "p.parquet"))
+    best = best_epoch(at.client, job)
+    assert told["scores"]["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+    assert told["scores"]["confusion"] == best["confusion"]
+    assert pq.read_table(tmp_path / "p.parquet").num_rows == told["windows"]
+    path = saimp(at, tmp_path, "export", "saimp_best.pth", "--format", cell.format).strip()
+    assert (tmp_path / path).stat().st_size > 0
+
+
+def saimp(at: Site, folder: Path, *arguments: str) -> str:
+    """Run the command line in a folder of the user's; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli.main", *arguments],
+        cwd=folder,
+        env=environment(at.root, SAIMP_URL=at.client.url, SAIMP_CUSTOM_MODELS=CUSTOM),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
-    source = site.root / "data" / "prices"
-    predict(checkpoint, str(source), tmp_path / "p.parquet", allowed_prefixes=CUSTOM)
-    loss, accuracy = validation_scores(row, pq.read_table(source), pq.read_table(tmp_path / "p.parquet"))
-    assert (loss, accuracy) == pytest.approx((row.best_val_loss, row.best_val_accuracy), rel=1e-5)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize("name", ["mlp", "custom-Windows"])
-def test_a_job_starts_from_a_normalised_model(site: Site, name: str) -> None:
-    data = {**QUICK["data"], "path": "prices", "normalize": "standard"}
-    gentle = {"name": "sgd", "lr": 1e-12, "momentum": 0.0, "weight_decay": 0.0}
-    first = ended(site.queue, submit(site.queue, data=data, model=MODELS[name]))
-    second = ended(
-        site.queue,
-        submit(site.queue, data=data, model=MODELS[name], init_from=first.id, optimizer=gentle),
-    )
-    assert second.status == Status.SUCCEEDED, second.reason_message
-    assert second.best_val_loss == pytest.approx(first.best_val_loss, rel=1e-6)
+def test_every_field_of_a_job_is_tried_or_excused() -> None:
+    assert choices.unplaced() == []
 
 
-def validation_scores(row: Row, rows: Any, predictions: Any) -> tuple[float, float]:
-    """Score the predictions of the windows that a job validated on: weighted loss and accuracy."""
-    val = row.plan["splits"]["val"]
-    times = np.array([time.isoformat() for time in rows["timestamp"].to_pylist()])
-    first, last = (int(np.flatnonzero(times == as_iso(val[key]))[0]) for key in ("start", "end"))
-    ends = np.arange(first + WINDOW - 1, last + 1)
-    assert len(ends) == val["windows"]
-    labels = np.asarray(rows["label"])[ends]
-    found_BK = np.array(predictions["probabilities"].to_pylist())[ends - (WINDOW - 1)]
-    weights = np.array([1.0, 10.0, 10.0, 20.0])[labels]
-    losses = -np.log(found_BK[np.arange(len(ends)), labels])
-    return float((weights * losses).sum() / weights.sum()), float((found_BK.argmax(1) == labels).mean())
+def test_every_layout_of_the_features_is_tried() -> None:
+    assert set(choices.LAYOUTS.values()) == set(get_args(get_type_hints(Features)["layout"]))
 
 
-def as_iso(time: str) -> str:
-    return time.replace("Z", "+00:00")
+def test_any_two_choices_come_together() -> None:
+    tried = {pair for cell in CELLS for pair in choices.pairs_of(cell)}
+    assert tried == {pair for cell in choices.product() for pair in choices.pairs_of(cell)}
+    assert {cell.setting for cell in CELLS} == set(choices.settings())
