@@ -4,8 +4,8 @@
 
 Rounds of five rigs, the first three on both engines, each in a process of its own with a seed of its own;
 whatever is furthest from its goal has the next round. The tally in bench/RESULTS.md is read, added to and
-written after each one. A round that finds something wrong prints how to do it again, is counted, and makes the
-exit code 1.
+written after each one. A round that finds something wrong prints how to do it again, is counted, and makes
+the exit code 1.
 """
 
 from __future__ import annotations
