@@ -33,9 +33,19 @@ def config(**sections: Any) -> dict[str, Any]:
     return JobRequest.model_validate(body).model_dump(mode="json")
 
 
-def prepared() -> Prepared:
+def labels(
+    median_s: float | None = None,
+    max_s: float | None = None,
+    val: float | None = None,
+    test: float | None = None,
+) -> dict[str, Any]:
+    independent = {"train": None, "val": val, "test": test}
+    return {"ahead_median_s": median_s, "ahead_max_s": max_s, "independent": independent}
+
+
+def prepared(ahead: dict[str, Any] | None = None, horizon_s: float = 60.0) -> Prepared:
     part = {"rows": 500, "windows": 400, "start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"}
-    data = {"fingerprint": "f" * 8, "shape": [2, 6], "classes": CLASSES, "horizon_s": 60.0}
+    data = {"fingerprint": "f" * 8, "shape": [2, 6], "classes": CLASSES, "horizon_s": horizon_s}
     return Prepared(
         resolved={
             **data,
@@ -50,6 +60,7 @@ def prepared() -> Prepared:
                 "val": {**part, "class_counts": [80, 40]},
                 "test": None,
             },
+            "labels": ahead or labels(),
             "model": {"parameters": 1234, "flops_per_sample": None},
         },
     )
@@ -126,6 +137,32 @@ def test_limits_are_said_where_they_are() -> None:
     assert "In test, macro-F1 is no better than predicting by the most frequent class." in tested
     assert "In test, fewer than 30 samples of flat, a|b" in tested
     assert "share" not in limits(data={"path": "btc", "window": 4, "stride": 4})
+
+
+@pytest.mark.parametrize(
+    ("ahead", "horizon_s", "words"),
+    [
+        (labels(41.5, 3600.0), 0.0, "labels look 41.5 s ahead (median of label_end), at most 3,600 s."),
+        (labels(41.5, 60.0), 90.0, "at most 60 s; horizon 90 s."),
+        (labels(), 60.0, "labels look 60 s ahead."),
+        (labels(), 0.0, "how far labels look ahead is not known (0 s assumed)."),
+    ],
+    ids=["label_end", "both", "horizon", "neither"],
+)
+def test_the_card_says_how_far_labels_look_ahead(ahead: dict[str, Any], horizon_s: float, words: str) -> None:
+    found = facts(prepared(ahead, horizon_s), epoch(0.5, best(), 0))
+    assert words in to_markdown(make_report(found, "succeeded", ENDED))
+
+
+def test_overlapping_labels_are_worth_their_uniqueness() -> None:
+    tested = Tested(0.6, 0.5, [[6, 4], [10, 0]])
+    found = limits(prepared(labels(10.0, 10.0, val=12.4, test=0.3)), tested)
+    assert (
+        "the 120 of validation are worth about 12 independent ones (average uniqueness 0.1,"
+        " Lopez de Prado 2018, ch. 4)" in found
+    )
+    assert "the 20 of test are worth about 1 independent ones" in found
+    assert "share 3 of 4 rows, so their features are alike, too" in found
 
 
 def test_the_card_shows_names_as_they_are() -> None:
