@@ -69,7 +69,7 @@ from worker.models.normalizer import Scaling
 from worker.publish import write_sidecar
 from worker.report.log import Heading, Log
 from worker.report.model_card import ModelCard
-from worker.report.plot import Plot
+from worker.report.plot import Plot, title_of
 from worker.stream.prepare import Surveyed, survey
 from worker.stream.shuffle import Shuffle
 from worker.stream.stream import Stream
@@ -143,12 +143,14 @@ class _Sinks:
 
     def __init__(self, assignment: Assignment) -> None:
         self._log = Log(sys.stdout, _heading(assignment))
-        self._plot = Plot(assignment.plot, _title(assignment), assignment.curve)
+        config = assignment.config
+        title = title_of(config["name"], assignment.job_id)
+        self._plot = Plot(assignment.plot, title, assignment.curve, dataset=config["data"]["path"])
         self._card = ModelCard(
             assignment.directory,
             job_id=assignment.job_id,
             attempt=assignment.attempt,
-            config=assignment.config,
+            config=config,
         )
         self._has_warned = False
 
@@ -530,8 +532,3 @@ def _device(assignment: Assignment) -> str:
         name = settled["device"] if settled else str(resolve_device(name, assignment.device))
     product = Gpu.of(name).name if name.startswith("cuda") else None
     return f"{name} {product}" if product else name
-
-
-def _title(assignment: Assignment) -> str:
-    name = assignment.config.get("name")
-    return f"{name} · {assignment.job_id}" if name else assignment.job_id
