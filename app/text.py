@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 _SUSPECT = re.compile(r"[^ -~]")
 
 
-def escaped(text: str, *, keep: str = "") -> str:
-    """Write what no reader could see as its code: \\x1b, \\u202e. Letters of every script and spaces stay.
+def code(character: str) -> str:
+    """Write a character as Python would: \\x1b, \\u202e, \\U000e0001."""
+    point = ord(character)
+    return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
+
+
+def escaped(text: str, *, keep: str = "", write: Callable[[str], str] = code) -> str:
+    """Write what no reader could see by its code. Letters of every script and spaces stay.
 
     keep: control characters that are wanted here, such as line breaks.
     """
-    return _SUSPECT.sub(lambda found: found[0] if found[0] in keep else _shown(found[0]), text)
 
+    def shown(found: re.Match[str]) -> str:
+        character = found[0]
+        if character in keep or character.isprintable() or unicodedata.category(character) == "Zs":
+            return character
+        return write(character)
 
-def _shown(character: str) -> str:
-    if character.isprintable() or unicodedata.category(character) == "Zs":
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return _SUSPECT.sub(shown, text)

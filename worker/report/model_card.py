@@ -18,6 +18,7 @@ from typing import Any
 
 from app.failpoints import failpoint
 from app.jobs.scores import scores
+from app.text import escaped
 from worker.engine.events import (
     BestFile,
     Ended,
@@ -328,8 +329,8 @@ def _card(report: Json) -> Iterator[str]:
     yield "## Data"
     yield ""
     yield (
-        f"{_text(data['path'])}, rows of shape {data['shape']}, windows of {config['data']['window']} rows,"
-        f" stride {config['data']['stride']}; {_ahead(report)}."
+        f"Dataset {_text(data['path'])}, rows of shape {data['shape']}, windows of"
+        f" {config['data']['window']} rows, stride {config['data']['stride']}; {_ahead(report)}."
     )
     yield f"Fingerprint `{data['fingerprint']}`."
     yield ""
@@ -426,7 +427,7 @@ def _section(config: Mapping[str, Any]) -> str:
 
 def _text(value: object) -> str:
     """Write a user's text so that Markdown shows it as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", escaped(" ".join(str(value).split())))
 
 
 def _count(value: int | None) -> str:

@@ -176,6 +176,17 @@ def test_the_card_shows_names_as_they_are() -> None:
     assert head == "|  | flat | a\\|b |"
 
 
+def test_a_card_holds_nothing_that_a_reader_cannot_see() -> None:
+    done = epoch(0.5, best(), 0)
+    evil = "\x1b[2J\u202e\0 $x$ &lt;b&gt; | ![a](b)\n# head"
+    report = make_report(facts(done, Warned("w", evil), name="&amp;|$"), "failed", Ended("internal", evil))
+    card = to_markdown(report)
+    assert card.startswith("# Model card: \\&amp;\\|\\$\n")
+    shown = r"\\x1b\[2J\\u202e\\x00 \$x\$ \&lt;b\&gt; \| !\[a\](b) \# head"
+    assert card.count(shown) == 2
+    assert all(line.isprintable() for line in card.split("\n"))
+
+
 def test_a_run_that_ends_writes_both_files(tmp_path: Path) -> None:
     sink = ModelCard(tmp_path, job_id="JOB", attempt=1, config=config())
     for event in (prepared(), epoch(0.5, best(), 0)):
