@@ -58,7 +58,7 @@ from worker.engine.events import (
     encode,
 )
 from worker.engine.loop import fit
-from worker.engine.resolve import Resolved, resolve, resolve_class_weights
+from worker.engine.resolve import Resolved, resolve, resolve_class_weights, resolve_device
 from worker.engine.resume import restore
 from worker.engine.run import Memory, Run, build_run
 from worker.engine.samples import Splits
@@ -67,9 +67,9 @@ from worker.models.base import batch_layers, num_parameters
 from worker.models.build import flops_per_sample
 from worker.models.normalizer import Normalized, Scaling, without_normalizer
 from worker.publish import write_sidecar
-from worker.report.log import Log
+from worker.report.log import Heading, Log
 from worker.report.model_card import ModelCard
-from worker.report.plot import Plot
+from worker.report.plot import Plot, title_of
 from worker.stream.prepare import Surveyed, survey
 from worker.stream.shuffle import Shuffle
 from worker.stream.stream import Stream
@@ -117,6 +117,7 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
     ended = Ended("internal", "The attempt ended without a verdict.")
     try:
         failpoint("runner.begin")
+        sinks.begin()
         for event in attempt.events():
             if isinstance(event, Ended):
                 ended = event
@@ -131,11 +132,7 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
                 break
     except Exception as error:  # the process boundary: whatever it is becomes a recorded ending
         ended = attempt.verdict(error)
-        with suppress(OSError):
-            if ended.reason == "internal" or ended.stopped == "crash":
-                traceback.print_exc()
-            else:
-                print(f"[ERROR] {ended.message}" + (f" {ended.hint}" if ended.hint else ""), flush=True)
+        sinks.fail(ended)
     outbox.put(ended)
     if ended.stopped != "crash":  # what becomes of the job then is not for the runner to say
         sinks.end(_status(ended), ended)
@@ -145,15 +142,22 @@ class _Sinks:
     """The run's own files. None of them is worth a training: a disk that fails them is a warning, once."""
 
     def __init__(self, assignment: Assignment) -> None:
-        self._log = Log(sys.stdout)
-        self._plot = Plot(assignment.plot, _title(assignment), assignment.curve)
+        self._log = Log(sys.stdout, _heading(assignment))
+        config = assignment.config
+        title = title_of(config["name"], assignment.job_id)
+        self._plot = Plot(assignment.plot, title, assignment.curve, dataset=config["data"]["path"])
         self._card = ModelCard(
             assignment.directory,
             job_id=assignment.job_id,
             attempt=assignment.attempt,
-            config=assignment.config,
+            config=config,
         )
         self._has_warned = False
+
+    def begin(self) -> None:
+        """Write what can be said at once."""
+        with suppress(OSError):
+            self._log.begin()
 
     def write(self, event: Event) -> Iterator[Warned]:
         """Hand an event to every sink."""
@@ -168,8 +172,19 @@ class _Sinks:
                         "storage_error", f"The {name} of the run cannot be written: {error.strerror}."
                     )
 
+    def fail(self, ended: Ended) -> None:
+        """Say in the log why the attempt ends; called where the exception is handled."""
+        with suppress(OSError):
+            if ended.reason == "internal" or ended.stopped == "crash":
+                self._log.end()
+                traceback.print_exc()
+            else:
+                self._log.error(ended.message + (f" {ended.hint}" if ended.hint else ""))
+
     def end(self, status: str, ended: Ended) -> None:
         """Write what is left to write."""
+        with suppress(OSError):
+            self._log.end()
         with suppress(OSError):
             self._plot.end()
         with suppress(OSError):
@@ -503,6 +518,21 @@ def _verdict(error: Exception) -> Ended:
             )
 
 
-def _title(assignment: Assignment) -> str:
-    name = assignment.config.get("name")
-    return f"{name} · {assignment.job_id}" if name else assignment.job_id
+def _heading(assignment: Assignment) -> Heading:
+    return Heading(
+        assignment.job_id,
+        assignment.attempt,
+        assignment.config,
+        versions=f"saimp {version_text()}, torch {torch.__version__}",
+        device=_device(assignment),
+    )
+
+
+def _device(assignment: Assignment) -> str:
+    """Name the device of an attempt, as it was asked for where it is not there. Touches no CUDA."""
+    name = str(assignment.config["device"])
+    with suppress(ConfigInvalid, RuntimeError):  # a driver that fails: the attempt finds out itself
+        settled = assignment.resolved
+        name = settled["device"] if settled else str(resolve_device(name, assignment.device))
+    product = Gpu.of(name).name if name.startswith("cuda") else None
+    return f"{name} {product}" if product else name

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from app.text import escaped
+
 MAX_LINE = 2**16
 _BLOCK = 2**16
-# What moves a cursor or turns text around: C0 but tab and newline, DEL, C1, bidi and line controls.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def shown(raw: bytes) -> str:
     """Decode for display; lines above 64 KiB are cut, and say so."""
     if len(raw) > MAX_LINE:
         raw = b"\n".join(_cut(line) for line in raw.split(b"\n"))
-    return _CONTROLS.sub(_escaped, raw.decode("utf-8", "backslashreplace"))
+    return escaped(raw.decode("utf-8", "backslashreplace"), keep="\n\t")
 
 
 def _cut(line: bytes) -> bytes:
@@ -88,11 +87,6 @@ def _cut(line: bytes) -> bytes:
     kept = line[:MAX_LINE]
     kept = kept[: MAX_LINE - _unfinished(kept)]
     return kept + f" [cut: the line goes on for {len(line) - len(kept)} bytes]".encode()
-
-
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def _unfinished(raw: bytes) -> int:

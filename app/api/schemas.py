@@ -113,6 +113,14 @@ class PlannedTraining(Answer):
     memory_bytes: int | None
 
 
+class PlannedLabels(Answer):
+    ahead_median_s: float | None
+    """From a row to its label_end; null without one."""
+    ahead_max_s: float | None
+    independent: dict[str, float | None]
+    """How many labels the overlapping ones of a split are worth; null when nothing says how far they look."""
+
+
 class Plan(Answer):
     config: dict[str, Any]
     warnings: list[Warned]
@@ -121,6 +129,7 @@ class Plan(Answer):
     model: PlannedModel
     splits: dict[str, Part | None] | None
     dropped: dict[str, int | None] | None
+    labels: PlannedLabels | None
     training: PlannedTraining
 
 

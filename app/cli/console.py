@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from app.text import escaped
 
 
 class Output(StrEnum):
@@ -24,14 +28,22 @@ JobArgument = Annotated[
 ]
 
 
+class _Console(Console):
+    """Rich, but what cannot be printed comes escaped: names and messages are strangers' text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escaped(segment.text, keep="\n"))
+
+
 def stdout() -> Console:
     """The console of data. Made at each use: tests and pipes put another file there."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    return _Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
 
 def stderr() -> Console:
     """The console of talk."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    return _Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
 def talk(line: str, style: str | None = None) -> None:
@@ -39,12 +51,13 @@ def talk(line: str, style: str | None = None) -> None:
     stderr().print(line, style=style, soft_wrap=True)
 
 
-def put(line: str) -> None:
-    """Write a line of data."""
-    sys.stdout.write(line + "\n")
+def put(text: str, end: str = "\n") -> None:
+    """Write data: lines, and tabs between columns."""
+    sys.stdout.write(escaped(text, keep="\n\t") + end)
     sys.stdout.flush()
 
 
 def put_json(value: Any) -> None:
     """Write JSON data: indented for a person, one line for a pipe."""
-    put(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    put(escaped(text, keep="\n", write=lambda character: json.dumps(character)[1:-1]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from app.cli.connection import connect
-from app.cli.console import JobArgument
+from app.cli.console import JobArgument, put
 
 _PATIENCE_S = 30.0
 
@@ -26,12 +25,7 @@ def logs(
         offset = 0
         if tail is not None:
             text, offset = client.log(job_id, tail=tail)
-            _write(text)
+            put(text, end="")
         if tail is None or follow:
             for text in client.logs(job_id, offset=offset, follow=follow):
-                _write(text)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+                put(text, end="")

@@ -13,6 +13,7 @@ from app.cli.connection import connect
 from app.cli.console import JobArgument, Output, OutputOption, put_json, stdout
 from app.cli.scores import score_table
 from app.client import Json
+from app.text import escaped
 
 
 def show(job: JobArgument, output: OutputOption = Output.text) -> None:
@@ -26,7 +27,7 @@ def show(job: JobArgument, output: OutputOption = Output.text) -> None:
         url = client.url
     console = stdout()
     for label, value in _facts(found, url):
-        console.print(Text.assemble((f"{label:<11}", "dim"), value), soft_wrap=True)
+        console.print(Text.assemble((f"{label:<11}", "dim"), escaped(value)), soft_wrap=True)
     _print_best(found, epochs, console)
 
 

@@ -19,6 +19,7 @@ from app.datasets.parquet import (
 )
 from app.datasets.places import Place, S3Path
 from app.errors import shown
+from app.jobs.config import Text
 
 MAX_NAME = 256
 MAX_METADATA_BYTES = 1 << 20
@@ -42,7 +43,7 @@ class Metadata(BaseModel):
     ) = None
     classes: (
         Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=64)]], Field(min_length=2, max_length=256)
+            list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(min_length=2, max_length=256)
         ]
         | None
     ) = None
@@ -185,6 +186,7 @@ def _metadata(raw: dict[bytes, bytes], name: str) -> Metadata | None:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = "/".join(str(part) for part in problem["loc"]) or "the whole"
         raise BadMetadata(
-            f"{shown(name)}: its saimp metadata are malformed at {shown(where)}: {shown(problem['msg'])}.",
+            f"{shown(name)}: its saimp metadata are malformed at {shown(where)}:"
+            f" {shown(problem['msg'].removeprefix('Value error, '), 96)}.",
             hint,
         ) from error

@@ -24,7 +24,7 @@ from app.datasets.schema import Dataset
 from app.datasets.split import PartPlan, SplitPlan, WindowRun, plan_split
 from app.jobs.config import DataConfig, canonical
 
-VERSION = 1  # of the rules and of the files: another one finds nothing here
+VERSION = 2  # of the rules and of the files: another one finds nothing here
 MAX_FILES, MAX_BYTES = 256, 256 * 2**20
 # Fields of the data section that change no plan: clones that differ in these alone share one.
 _FREE = {"path", "features", "shape", "normalize", "shuffle", "shuffle_buffer", "shuffle_run", "non_finite"}
@@ -83,7 +83,8 @@ def _restored(about: dict[str, Any], runs: Mapping[str, Any]) -> SplitPlan:
         known = {**about[name], "class_counts": tuple(about[name]["class_counts"])}
         return PartPlan(**known, runs=tuple(WindowRun(*run) for run in runs[name].tolist()))
 
-    known = {name: tuple(about[name]) for name in ("groups", "classes", "cuts_ns")}
+    known: dict[str, Any] = {name: tuple(about[name]) for name in ("groups", "classes", "cuts_ns")}
+    known["ahead_ns"] = None if about["ahead_ns"] is None else tuple(about["ahead_ns"])
     warnings = tuple((code, message) for code, message in about["warnings"])
     parts = {name: part(name) for name in _PARTS}
     return SplitPlan(**{**about, **known, **parts, "warnings": warnings})

@@ -106,12 +106,24 @@ def plan_document(
         "classes": list(plan.classes) if plan else None,
         "model": dict(model),
         **plan_view(plan),
+        "labels": _labels_view(plan) if plan else None,
         "training": {
             "effective_batch": effective_batch,
             "steps_per_epoch": -(-plan.train.windows // effective_batch) if plan else None,
             "seconds_per_epoch": seconds_per_epoch,
             "memory_bytes": memory_bytes,
         },
+    }
+
+
+def _labels_view(plan: SplitPlan) -> dict[str, Any]:
+    """How far labels look ahead by label_end, and how many independent ones each part's are worth."""
+    median_ns, longest_ns = plan.ahead_ns or (None, None)
+    parts = plan.parts
+    return {
+        "ahead_median_s": None if median_ns is None else median_ns / 1e9,
+        "ahead_max_s": None if longest_ns is None else longest_ns / 1e9,
+        "independent": {name: parts[name].independent if name in parts else None for name in _PARTS},
     }
 
 

@@ -6,7 +6,7 @@ row groups and files without their rows being held. N rows of a batch and group,
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,6 +27,7 @@ from app.datasets.errors import (
     NotChronological,
     PreflightTimeout,
 )
+from app.datasets.overlap import Lengths, Uniqueness
 from app.datasets.parquet import BATCH_ROWS, RowBatch, read_columns, read_footer_bytes
 from app.datasets.schema import DataFile, Dataset, refuse_longer_lists
 from app.datasets.times import MAX_NS, Times, as_ns, ceil_ns, detect_unit, floor_ns, raw_times, rfc3339
@@ -48,7 +49,8 @@ Mask = NDArray[np.bool_]
 class PartTally:
     """Counts of one part, and its accepted windows as runs [first, count] for each group.
 
-    purged, embargoed, gap: dropped windows, each under the first reason that holds.
+    purged, embargoed, gap: dropped windows, each under the first reason that holds. labels: of a group's
+    accepted windows, how much they overlap; empty when nothing says how far they look ahead.
     """
 
     rows: int = 0
@@ -60,6 +62,7 @@ class PartTally:
     end_ns: int | None = None
     class_counts: Ints = field(default_factory=lambda: np.zeros(MAX_CLASSES, dtype=np.int64))
     runs: dict[int, list[list[int]]] = field(default_factory=dict)
+    labels: defaultdict[int, Uniqueness] = field(default_factory=lambda: defaultdict(Uniqueness))
 
 
 @dataclass(slots=True)
@@ -120,6 +123,7 @@ class Scan:
         self._labels: Counter[int | None] = Counter()
         self._bad_label: str | None = None
         self._early_ends = 0
+        self.ahead = Lengths()  # from each row to its label_end
         self._end_unit: Any = None
         self._faults: dict[type[DataError], DataError] = {}
 
@@ -213,6 +217,7 @@ class Scan:
         if dataset.label_end is not None:
             ends = self._read_ends(batch.columns[dataset.label_end], dataset.label_end, file.name, first)
             self._early_ends += int(np.count_nonzero(ends < times))
+            self.ahead.add(ends - times)
         at = np.arange(first, first + len(times))
         if dataset.group is None:
             if not self._lanes:
@@ -287,7 +292,9 @@ class Scan:
         return LabelOutOfRange(
             f"{shown(self._dataset.label)!r} must be an integer in 0..{limit - 1}; {where}."
             f" Found {listed}{more}.",
-            "Relabel the rows, or name all K classes in data.classes.",
+            f"Labels seem to start at 1: store label - 1, so that the classes are 0..{limit - 1}."
+            if {label for label, _ in histogram} == set(range(1, limit + 1))
+            else "Relabel the rows, or name all K classes in data.classes.",
         )
 
     def _read_groups(self, array: Any, column: str, file: str, first_row: int) -> NDArray[np.int16]:
@@ -405,6 +412,10 @@ class Scan:
         lane, used = self._lanes[index], at_C[used_C]
         tally.windows += len(used)
         tally.class_counts += np.bincount(rows.labels_N[used], minlength=MAX_CLASSES)
+        if rows.ends_N is not None:
+            tally.labels[index].add(rows.times_N[used], rows.ends_N[used])
+        elif self._horizon_ns:
+            tally.labels[index].add(rows.times_N[used], rows.times_N[used] + self._horizon_ns)
         end_ns = int(rows.times_N[used[-1]])
         tally.end_ns = end_ns if tally.end_ns is None else max(tally.end_ns, end_ns)
         runs = tally.runs.setdefault(index, [])

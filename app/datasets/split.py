@@ -13,6 +13,7 @@ from app.datasets.schema import Dataset
 from app.jobs.config import DataConfig, FractionSplit
 
 CLASSES_OF_FOUR = ("Neutro", "Stop", "Long", "SuperLong")
+MAX_CLASSES_SHOWN = 12
 
 PartName = Literal["train", "val", "test"]
 DropReason = Literal["purged", "embargoed", "gap", "non_finite"]
@@ -32,7 +33,10 @@ class WindowRun:
 
 @dataclass(frozen=True, slots=True)
 class PartPlan:
-    """One part of the split. start_ns, end_ns: first and last row times its windows touch."""
+    """One part of the split. start_ns, end_ns: first and last row times its windows touch.
+
+    independent: labels that its overlapping ones are worth; null when nothing says how far they look ahead.
+    """
 
     rows: int
     windows: int
@@ -41,6 +45,7 @@ class PartPlan:
     class_counts: tuple[int, ...]
     dropped: dict[DropReason, int]  # non_finite is not known here
     runs: tuple[WindowRun, ...]  # by group, then by row
+    independent: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class SplitPlan:
     val: PartPlan
     test: PartPlan | None
     warnings: tuple[tuple[str, str], ...]
+    ahead_ns: tuple[int, int] | None = None  # median and maximum of label_end less the row's time
 
     @property
     def parts(self) -> dict[PartName, PartPlan]:
@@ -115,7 +121,16 @@ def assemble_plan(
         train=parts[0],
         val=parts[1],
         test=parts[2] if len(parts) > 2 else None,
-        warnings=tuple(_warnings(parts[0], classes, class_weights, scan.num_early_label_ends)),
+        warnings=(
+            *_train_warnings(parts[0], classes, class_weights),
+            *(
+                warning
+                for name, part in zip(("validation", "test"), parts[1:], strict=False)
+                for warning in _scored_warnings(name, part, parts[0], classes)
+            ),
+            *_label_warnings(dataset, scan),
+        ),
+        ahead_ns=(scan.ahead.median_ns, scan.ahead.longest_ns) if dataset.label_end else None,
     )
 
 
@@ -149,11 +164,12 @@ def _part(tally: PartTally, ranked: Sequence[int], num_classes: int) -> PartPlan
             for group, lane in enumerate(ranked)
             for first, count in tally.runs.get(lane, [])
         ),
+        independent=sum(group.worth for group in tally.labels.values()) if tally.labels else None,
     )
 
 
-def _warnings(
-    train: PartPlan, classes: Sequence[str], weights: Sequence[float] | None, num_early_ends: int
+def _train_warnings(
+    train: PartPlan, classes: Sequence[str], weights: Sequence[float] | None
 ) -> Iterator[tuple[str, str]]:
     seen = [k for k, count in enumerate(train.class_counts) if count]
     if len(seen) == 1:
@@ -163,10 +179,50 @@ def _warnings(
         if k not in seen and len(seen) > 1:
             effect = f", so its weight {weights[k]:g} has no effect" if weights and k < len(weights) else ""
             yield "class_missing_from_train", f"No train window is of class {k} ({name}){effect}."
-    if num_early_ends:
+
+
+def _scored_warnings(
+    name: str, part: PartPlan, train: PartPlan, classes: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Warn of what the scores of validation or test cannot show."""
+    trained, seen = ([k for k, count in enumerate(p.class_counts) if count] for p in (train, part))
+    if len(seen) == 1 and seen != trained:  # else there is one class in all, which is said already
+        yield (
+            f"single_class_{name}",
+            f"Every {name} window is of class {seen[0]} ({classes[seen[0]]}): its scores cannot tell a model"
+            " that learned from one that always says so. Move the cut.",
+        )
+    missing = [k for k in trained if k not in seen]
+    if seen and missing:
+        listed = ", ".join(f"{k} ({classes[k]})" for k in missing[:MAX_CLASSES_SHOWN])
+        more = f" and {len(missing) - MAX_CLASSES_SHOWN} more" if len(missing) > MAX_CLASSES_SHOWN else ""
+        yield (
+            f"class_missing_from_{name}",
+            f"Train has windows of class {listed}{more}, {name} has none: its scores say nothing of"
+            f" {'it' if len(missing) == 1 else 'them'}. Move the cut.",
+        )
+
+
+def _label_warnings(dataset: Dataset, scan: Scan) -> Iterator[tuple[str, str]]:
+    labels = [label for label, count in scan.label_counts.items() if count]
+    if dataset.classes is None and len(labels) > 1 and min(labels) == 1:
+        largest = max(labels)
+        weights = (
+            "they would get the default names and class weights of four classes"
+            if largest + 1 == len(CLASSES_OF_FOUR)
+            else "the default class weights, which are those of four classes, do not apply"
+        )
+        yield (
+            "labels_start_at_one",
+            f"The labels seem to start at 1: they are 1..{largest}, so class 0 would never be seen, there"
+            f" would be {largest + 1} classes, and {weights}. Store label - 1, or name all {largest + 1}"
+            " classes in data.classes if class 0 is meant.",
+        )
+    if scan.num_early_label_ends:
         yield (
             "label_end_before_row",
-            f"{num_early_ends:,} rows have a label_end before their own time; check its unit and time zone.",
+            f"{scan.num_early_label_ends:,} rows have a label_end before their own time; check its unit and"
+            " time zone.",
         )
 
 

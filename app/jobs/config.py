@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -567,6 +567,22 @@ _FREE_OF_MEMORY = (
 def canonical(value: Any) -> str:
     """Write JSON in the one order and spacing that hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def changes(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name the fields that are not as by default, as (dotted name, JSON value) in the order of the body.
+
+    A section of another name has its own defaults: {"name": "sgd"} is one change, optimizer.name.
+    """
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value, default = getattr(section, name), field.default
+        if isinstance(value, Section):
+            if (kind := getattr(value, "name", None)) != getattr(default, "name", None):
+                yield f"{prefix}{name}.name", kind
+            yield from changes(value, f"{prefix}{name}.")
+        elif field.is_required() or value != field.get_default(call_default_factory=True):
+            yield f"{prefix}{name}", values[name]
 
 
 def memory_key(config: Mapping[str, Any]) -> str:

@@ -51,7 +51,11 @@ def test_a_job_trains_to_its_end(site: Site) -> None:
     row = ended(site.queue, job_id)
     assert (row.status, row.reason_code) == (Status.SUCCEEDED, "completed")
     log = log_of(site.root, row)
-    assert log.splitlines()[0] == "[EPOCH] Epoch 1/2"
+    assert [line.split()[0] for line in log.splitlines()[:4]] == ["[JOB]", "[DATA]", "[MODEL]", "[EPOCH]"]
+    assert log.startswith(f"[JOB] {job_id} attempt 1 | ")
+    assert " | train 317 windows 1970-01-01..1970-01-01 | val 77 windows " in log
+    assert " parameters | data.horizon_s=0.0 data.window=4 model.d_model=8 " in log
+    assert log.count("\n[TIME] Epoch ") == 2
     assert log.splitlines()[-1] == "[END] succeeded (completed)"
     assert "[SAVE] Val loss improved (inf -->" in log
     assert (site.root / "logs" / f"{row.log_name}.png").read_bytes().startswith(b"\x89PNG")

@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from os import SEEK_END
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from app.failpoints import failpoint
+from app.jobs.config import JobRequest, changes
 from app.jobs.scores import scores
+from app.text import escaped
 from worker.engine.events import (
     BatchDone,
     EpochDone,
     EpochStarted,
     Event,
     OomRecovered,
+    Prepared,
     Resumed,
     Tested,
     Warned,
 )
 
 GB = 2**30
+# What the first lines say elsewhere.
+SHOWN = {"name", "data.path", "model.name"}
+
+
+def now() -> datetime:
+    """The time of a line."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What is known of an attempt before it has read anything.
+
+    versions: "saimp 1.2.0, torch 2.13.0"; device: "cpu", or "cuda:0" and the GPU's name.
+    """
+
+    job_id: str
+    attempt: int
+    config: Mapping[str, Any]
+    versions: str
+    device: str
 
 
 class Log:
-    """A sink of events that writes lines to `stream`."""
+    """A sink of events that writes lines to `stream`; with a heading, under it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(
+        self, stream: TextIO, heading: Heading | None = None, clock: Callable[[], datetime] = now
+    ) -> None:
         self._stream = stream
+        self._heading = heading
+        self._clock = clock
+        self._held: list[Warned] | None = None  # what waits until the heading is whole
+
+    def begin(self) -> None:
+        """Write the first line of the heading, for data may take long to read."""
+        if self._heading is not None:
+            self._held = []
+            self._job(self._heading)
 
     def write(self, event: Event) -> None:
         """Write what an event is worth in the log; most are worth nothing."""
         match event:
+            case Prepared() if self._heading is not None:
+                self._data(self._heading, event)
+                self._model(self._heading, event)
+                self.end()
+            case Warned() if self._held is not None:
+                self._held.append(event)
             case EpochStarted():
                 self._say(f"[EPOCH] Epoch {event.epoch}/{event.epochs}")
             case BatchDone():
@@ -49,6 +94,40 @@ class Log:
                 self._say(f"[WARN] {event.code}: {event.message}")
             case _:
                 pass
+
+    def end(self) -> None:
+        """Say what waited for the heading, which may never come."""
+        held, self._held = self._held or (), None
+        for event in held:
+            self.write(event)
+
+    def error(self, message: str) -> None:
+        """Say why the attempt ends."""
+        self.end()
+        self._say(f"[ERROR] {message}")
+
+    def _job(self, heading: Heading) -> None:
+        name = heading.config["name"]
+        quoted = "" if name is None else f" {_json(name)}"
+        self._say(
+            f"[JOB] {heading.job_id}{quoted} attempt {heading.attempt} | {self._time()}"
+            f" | {heading.versions} | {heading.device}"
+        )
+
+    def _data(self, heading: Heading, prepared: Prepared) -> None:
+        splits = [
+            f"{name} {part['windows']} windows {part['start'][:10]}..{part['end'][:10]}"
+            for name, part in prepared.plan["splits"].items()
+            if part is not None
+        ]
+        fingerprint = f"fingerprint {prepared.resolved['fingerprint'][:8]}"
+        self._say(f"[DATA] {' | '.join((heading.config['data']['path'], *splits, fingerprint))}")
+
+    def _model(self, heading: Heading, prepared: Prepared) -> None:
+        request = JobRequest.model_validate_json(json.dumps(heading.config))
+        parts = [request.model.name, f"{prepared.plan['model']['parameters']:,} parameters"]
+        changed = [f"{field}={_json(value)}" for field, value in changes(request) if field not in SHOWN]
+        self._say(f"[MODEL] {' | '.join((*parts, *([' '.join(changed)] if changed else [])))}")
 
     def _resumed(self, event: Resumed) -> None:
         where = "validation" if event.is_epoch_trained else f"batch {event.batch}"
@@ -68,14 +147,21 @@ class Log:
             self._say(f"   [EARLY STOP] {event.stale_epochs} of {event.patience}")
         if event.skipped_steps:
             self._say(f"   [SKIP] {event.skipped_steps} steps skipped in this epoch")
+        self._say(
+            f"[TIME] Epoch {event.epoch}: {event.duration_s:.1f} s, {event.samples_per_s:.0f} samples/s,"
+            f" {self._time()}"
+        )
 
     def _memory(self, name: str, used: int | None, total: int | None) -> None:
         if used is not None and total is not None:
             self._say(f"   [{name}] {used / GB:.1f} GB / {total / GB:.1f} GB")
 
+    def _time(self) -> str:
+        return f"{self._clock():%Y-%m-%d %H:%M:%S} UTC"
+
     def _say(self, line: str) -> None:
         failpoint("log.before_line")
-        print(line, file=self._stream, flush=True)
+        print(escaped(line), file=self._stream, flush=True)
 
 
 class LastWords:
@@ -87,7 +173,7 @@ class LastWords:
 
     def say(self, status: str, code: str, error: str | None = None) -> None:
         """Write them, in place of those said before. A log that is gone stays away."""
-        said = f"[ERROR] {error}\n" if error else ""
+        said = f"[ERROR] {escaped(error)}\n" if error else ""
         said += f"[END] {status} ({code})\n"
         with suppress(OSError), self._log.open("r+b") as log:
             if self._start is None:
@@ -97,7 +183,11 @@ class LastWords:
             if log.read(1) not in (b"", b"\n"):  # cut off in the middle of a line
                 said = f"\n{said}"
             log.seek(self._start)
-            log.write(said.encode(errors="backslashreplace"))
+            log.write(said.encode())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _smaller(event: OomRecovered) -> str:

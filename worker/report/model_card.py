@@ -18,6 +18,7 @@ from typing import Any
 
 from app.failpoints import failpoint
 from app.jobs.scores import scores
+from app.text import escaped
 from worker.engine.events import (
     BestFile,
     Ended,
@@ -33,6 +34,11 @@ from worker.engine.events import (
 VERSION = 1
 DATA = ("fingerprint", "features", "shape", "label_end", "horizon_s", "classes", "cuts_ns")  # of `resolved`
 JSON_NAME, MARKDOWN_NAME = "report.json", "report.md"
+UNKNOWN_LABELS = {
+    "ahead_median_s": None,
+    "ahead_max_s": None,
+    "independent": {"train": None, "val": None, "test": None},
+}
 FEW_SAMPLES = 30  # of a class: below it, its scores are little more than chance
 
 Json = dict[str, Any]
@@ -120,6 +126,7 @@ def make_report(facts: Facts, status: str, ended: Ended) -> Json:
             **{name: resolved[name] for name in DATA if name in resolved},
         },
         "splits": plan["splits"],
+        "labels": plan.get("labels") or UNKNOWN_LABELS,
         "model": {"name": facts.config["model"]["name"], **plan["model"]},
         "best": {
             "epoch": best.sidecar["epoch"],
@@ -215,7 +222,7 @@ def _epoch_row(done: EpochDone) -> Json:
 
 def _limits(report: Json, train_counts: Sequence[int]) -> Iterator[str]:
     """Say what these numbers do not show."""
-    data, classes = report["config"]["data"], report["data"]["classes"]
+    classes = report["data"]["classes"]
     val, test = report["validation"], report["test"]
     yield (
         "One chronological split: scores are those of the periods above, and of markets, instruments or times"
@@ -226,13 +233,7 @@ def _limits(report: Json, train_counts: Sequence[int]) -> Iterator[str]:
             "No test split: the best epoch was chosen by the validation loss, so the validation scores are"
             " too good by an unknown amount."
         )
-    window, stride = data["window"], data["stride"]
-    if stride < window:
-        independent = max(1, sum(map(sum, val["confusion"])) * stride // window)
-        yield (
-            f"Neighbouring windows share {window - stride} of {window} rows: validation is worth about"
-            f" {independent:,} independent samples."
-        )
+    yield from _dependence(report)
     for name, judged in (("validation", val), ("test", test)):
         if judged is None:
             continue
@@ -255,6 +256,48 @@ def _limits(report: Json, train_counts: Sequence[int]) -> Iterator[str]:
             "Trained with class weights: probabilities are shifted towards the heavier classes and are not"
             " those of the data."
         )
+
+
+def _dependence(report: Json) -> Iterator[str]:
+    """Say of how many independent samples the scores are.
+
+    By overlapping labels: average uniqueness, Lopez de Prado, Advances in Financial Machine Learning (2018),
+    ch. 4; by shared rows where nothing says how far labels look ahead.
+    """
+    data, independent = report["config"]["data"], report["labels"]["independent"]
+    window, stride = data["window"], data["stride"]
+    shared = f"Neighbouring windows share {window - stride} of {window} rows" if stride < window else None
+    for name, part in (("validation", "val"), ("test", "test")):
+        if report[name] is None:
+            continue
+        num_windows, worth = sum(map(sum, report[name]["confusion"])), independent[part]
+        if worth is not None:
+            yield (
+                f"Labels that look ahead overlap: the {num_windows:,} of {name} are worth about"
+                f" {max(1, round(worth)):,} independent ones (average uniqueness {worth / num_windows:.2g},"
+                " Lopez de Prado 2018, ch. 4)."
+            )
+        elif shared:
+            independent_rows = max(1, num_windows * stride // window)
+            yield f"{shared}: {name} is worth about {independent_rows:,} independent samples."
+    if shared and independent["val"] is not None:
+        yield f"{shared}, so their features are alike, too."
+
+
+def _ahead(report: Json) -> str:
+    """Say how far labels look ahead."""
+    labels, horizon_s = report["labels"], report["data"]["horizon_s"]
+    if labels["ahead_max_s"] is not None:
+        median, longest = (_span(labels[key]) for key in ("ahead_median_s", "ahead_max_s"))
+        also = f"; horizon {_span(horizon_s)}" if horizon_s else ""
+        return f"labels look {median} ahead (median of label_end), at most {longest}{also}"
+    if horizon_s:
+        return f"labels look {_span(horizon_s)} ahead"
+    return "how far labels look ahead is not known (0 s assumed)"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:,.6g} s" if seconds < 1e6 else f"{seconds:,.0f} s"
 
 
 def _card(report: Json) -> Iterator[str]:
@@ -286,8 +329,8 @@ def _card(report: Json) -> Iterator[str]:
     yield "## Data"
     yield ""
     yield (
-        f"{_text(data['path'])}, rows of shape {data['shape']}, windows of {config['data']['window']} rows,"
-        f" stride {config['data']['stride']}; labels look {data['horizon_s']:g} s ahead."
+        f"Dataset {_text(data['path'])}, rows of shape {data['shape']}, windows of"
+        f" {config['data']['window']} rows, stride {config['data']['stride']}; {_ahead(report)}."
     )
     yield f"Fingerprint `{data['fingerprint']}`."
     yield ""
@@ -384,7 +427,7 @@ def _section(config: Mapping[str, Any]) -> str:
 
 def _text(value: object) -> str:
     """Write a user's text so that Markdown shows it as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", escaped(" ".join(str(value).split())))
 
 
 def _count(value: int | None) -> str:

@@ -189,6 +189,8 @@ class _Sieve:
             windows=part.windows - len(bad),
             class_counts=tuple(counts.tolist()),
             dropped={**part.dropped, "non_finite": len(bad)},
+            # As unique as planned, on average: they are a little more so.
+            independent=part.independent and part.independent * (1 - len(bad) / part.windows),
             runs=tuple(_remaining(part.runs, bad, self._plan.stride)),
         )
 

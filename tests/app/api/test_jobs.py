@@ -5,12 +5,14 @@ import threading
 import time
 from datetime import timedelta
 
+import pyarrow as pa
 import pytest
 
 from app.api import schemas
 from app.jobs.config import MlpConfig
 from app.jobs.queue import Facts, Reason
 from tests.app.api.service import Service, epoch
+from tests.app.datasets.make import table, write
 from tests.factories import OWNER, SLOT
 from worker.models.build import build_model, flops_per_sample
 
@@ -73,6 +75,21 @@ def test_a_dry_run_plans_and_queues_nothing(api: Service) -> None:
     assert plan.training.steps_per_epoch == -(-train.windows // 15)
     assert plan.classes == ["Neutro", "Stop", "Long", "SuperLong"]
     assert api.queue.page() == ([], False)
+
+
+def test_submit_and_dry_run_warn_of_what_validation_cannot_show(api: Service) -> None:
+    rows = table(100, label=pa.array([1, 2, 3] * 26 + [1, 2] + [2] * 20))
+    write(api.services.settings.data_root, "one.parquet", rows)
+    body = {"data": {"path": "one.parquet", "window": 4}}
+    wanted = ["single_class_validation", "class_missing_from_validation", "labels_start_at_one"]
+    for answer in (
+        api.client.post("/jobs?dry_run=true", json=body),
+        api.client.post("/jobs?dry_run=true", json=body),  # of a plan that is kept
+        api.client.post("/jobs", json=body),
+    ):
+        found = {warning["code"]: warning["message"] for warning in answer.json()["warnings"]}
+        assert [code for code in found if code in wanted] == wanted
+        assert "1 (Stop), 3 (SuperLong), validation has none" in found["class_missing_from_validation"]
 
 
 def test_a_dry_run_knows_the_size_of_the_model(api: Service) -> None:

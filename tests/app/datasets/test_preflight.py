@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from app.datasets.preflight import Preflight, plan_view, preflight
+from app.datasets.preflight import Preflight, plan_document, plan_view, preflight
 from app.jobs.config import JobRequest
 from tests.app.datasets.make import START_S, table, write
 
@@ -58,6 +59,33 @@ def test_the_view_is_that_of_the_contract(tmp_path: Path) -> None:
             "test": None,
         },
         "dropped": {"purged": 2, "embargoed": 4, "gap": 0, "non_finite": None},
+    }
+
+
+def test_a_plan_says_how_far_labels_look_and_what_they_are_worth(tmp_path: Path) -> None:
+    ends = START_S + np.arange(100) + np.where(np.arange(100) % 4, 10, 30)
+    write(tmp_path, "a.parquet", table(100, label_end=pa.array(ends, pa.timestamp("s"))))
+    write(tmp_path, "b.parquet", table(100))
+
+    def labels(path: str, **data: Any) -> dict[str, Any]:
+        request = JobRequest.model_validate({"data": {"path": path, "window": 5, **data}})
+        plan = preflight(tmp_path, request, limit_s=20).plan
+        found: dict[str, Any] = plan_document(request, plan, {})["labels"]
+        return found
+
+    found = labels("a.parquet")
+    assert (found["ahead_median_s"], found["ahead_max_s"]) == (10.0, 30.0)
+    assert 4 < found["independent"]["train"] < 10
+    assert found["independent"]["test"] is None
+    by_horizon = labels("b.parquet", horizon_s=10.0)
+    assert by_horizon["ahead_max_s"] is None
+    # 66 labels of 10 s over 75 s.
+    assert by_horizon["independent"]["train"] == pytest.approx(7.5, abs=1)
+    nothing = labels("b.parquet")
+    assert nothing == {
+        "ahead_median_s": None,
+        "ahead_max_s": None,
+        "independent": {"train": None, "val": None, "test": None},
     }
 
 

@@ -220,13 +220,79 @@ def test_a_class_without_train_windows_is_a_warning_with_the_effect_of_its_weigh
     write(tmp_path, "a.parquet", table(100, label=pa.array([0, 1] * 45 + [2] * 10)))
     data = config(window=4)
     plan = plan_split(open_dataset(tmp_path, data), data, class_weights=[1.0, 1.0, 20.0])
-    assert [code for code, _ in plan.warnings] == ["class_missing_from_train"]
+    assert plan.warnings[0][0] == "class_missing_from_train"
     assert "weight 20 has no effect" in plan.warnings[0][1]
 
 
 def test_one_class_only_is_a_warning(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", table(100, label=pa.array([0] * 100)))
     assert [code for code, _ in plan_of(tmp_path).warnings] == ["single_class"]
+
+
+def warned(root: Path, labels: list[int], **fields: Any) -> dict[str, str]:
+    write(root, "a.parquet", table(len(labels), label=pa.array(labels)))
+    return dict(plan_of(root, **fields).warnings)
+
+
+def test_a_class_without_validation_windows_is_a_warning(tmp_path: Path) -> None:
+    found = warned(tmp_path, [0, 1, 2, 3] * 20 + [0, 2] * 10)
+    assert found.keys() == {"class_missing_from_validation"}
+    assert "1 (Stop), 3 (SuperLong), validation has none" in found["class_missing_from_validation"]
+
+
+def test_classes_are_missed_after_purge_and_embargo(tmp_path: Path) -> None:
+    # The last rows of training alone are of class 1, and all of them are purged; so it is not missed.
+    labels = [0] * 75 + [1] * 5 + [0, 2] * 10
+    assert "class_missing_from_validation" in warned(tmp_path, labels)
+    assert warned(tmp_path, labels, horizon_s=5).keys() == {"single_class"}
+    # Class 2 is in the first validation rows alone, where no window ends.
+    found = warned(tmp_path, [0, 1, 2] * 26 + [0, 1] + [2] * 5 + [0, 1] * 8)
+    assert "2 (2), validation has none" in found["class_missing_from_validation"]
+
+
+def test_validation_of_one_class_is_a_warning(tmp_path: Path) -> None:
+    found = warned(tmp_path, [0, 1] * 40 + [1] * 20)
+    assert found.keys() == {"single_class_validation", "class_missing_from_validation"}
+    assert "Every validation window is of class 1 (1)" in found["single_class_validation"]
+
+
+def test_a_test_split_is_warned_of_alike(tmp_path: Path) -> None:
+    split = {"train": 0.6, "val": 0.2, "test": 0.2}
+    found = warned(tmp_path, [0, 1, 2] * 26 + [0, 1] + [1] * 20, split=split)
+    assert found.keys() == {"single_class_test", "class_missing_from_test"}
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "words"),
+    [
+        (2, "there would be 3 classes, and the default class weights, which are those of four classes"),
+        (3, "there would be 4 classes, and they would get the default names and class weights of four"),
+        (4, "there would be 5 classes, and the default class weights, which are those of four classes"),
+    ],
+)
+def test_labels_that_start_at_one_are_a_warning(tmp_path: Path, num_labels: int, words: str) -> None:
+    found = warned(tmp_path, [1 + k % num_labels for k in range(100)])
+    assert "labels_start_at_one" in found
+    assert words in found["labels_start_at_one"]
+    assert "Store label - 1" in found["labels_start_at_one"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fields"),
+    [([0, 1, 2] * 34, {}), ([1, 2] * 50, {"classes": ["down", "flat", "up"]}), ([1] * 100, {})],
+    ids=["from_zero", "named", "one_label"],
+)
+def test_labels_that_may_be_meant_so_are_no_warning(
+    tmp_path: Path, labels: list[int], fields: dict[str, Any]
+) -> None:
+    assert "labels_start_at_one" not in warned(tmp_path, labels, **fields)
+
+
+def test_as_many_names_as_labels_that_start_at_one_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", table(100, label=pa.array([1, 2] * 50)))
+    error = refusal(tmp_path, classes=["down", "up"])
+    assert error.code == "label_out_of_range"
+    assert error.hint == "Labels seem to start at 1: store label - 1, so that the classes are 0..1."
 
 
 def test_a_label_end_before_its_row_is_a_warning(tmp_path: Path) -> None:

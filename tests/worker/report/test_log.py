@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.jobs.config import JobRequest
 from worker.engine.events import (
     BatchDone,
     BestFile,
@@ -14,11 +17,13 @@ from worker.engine.events import (
     EpochStarted,
     Event,
     OomRecovered,
+    Prepared,
+    Resumed,
     Rung,
     Tested,
     Warned,
 )
-from worker.report.log import LastWords, Log
+from worker.report.log import Heading, LastWords, Log
 
 CONFUSION = [[3, 1], [1, 3]]
 
@@ -38,8 +43,8 @@ def epoch(val_loss: float, best: BestFile | None, stale: int, patience: int | No
         train_confusion=CONFUSION,
         ece=None,
         lr=1e-4,
-        duration_s=1.0,
-        samples_per_s=1.0,
+        duration_s=12.1,
+        samples_per_s=812.3,
         skipped_steps=0,
         ram_peak=None,
         vram_peak=None,
@@ -53,9 +58,48 @@ def best(previous_loss: float | None) -> BestFile:
     return BestFile("best-e0001-00.pth", "00", 1, previous_loss, {})
 
 
+def clock() -> datetime:
+    return datetime(2026, 11, 28, 8, 46, 26, tzinfo=UTC)
+
+
+TIME = "[TIME] Epoch 1: 12.1 s, 812 samples/s, 2026-11-28 08:46:26 UTC"
+
+
+def heading(device: str = "cpu", attempt: int = 1, **sections: Any) -> Heading:
+    request = JobRequest.model_validate({"data": {"path": "btc"}, **sections}, strict=False)
+    config = request.model_dump(mode="json")
+    return Heading("01JOB", attempt, config, "saimp 1.2.0, torch 2.13.0", device)
+
+
+def prepared(*, has_test: bool = False) -> Prepared:
+    def part(windows: int, start: int, end: int) -> dict[str, Any]:
+        return {
+            "windows": windows,
+            "start": f"2025-11-{start}T00:00:00Z",
+            "end": f"2025-11-{end}T08:59:59.5Z",
+        }
+
+    splits = {
+        "train": part(1942, 10, 20),
+        "val": part(466, 20, 25),
+        "test": part(7, 25, 26) if has_test else None,
+    }
+    plan = {"splits": splits, "model": {"parameters": 967876, "flops_per_sample": 1}}
+    return Prepared({"fingerprint": "3f2a9c1b" + "0" * 56}, plan)
+
+
+def headed(found: Heading, *events: Event) -> list[str]:
+    stream = io.StringIO()
+    log = Log(stream, found, clock)
+    log.begin()
+    for event in events:
+        log.write(event)
+    return stream.getvalue().splitlines()
+
+
 def written(*events: Event) -> list[str]:
     stream = io.StringIO()
-    log = Log(stream)
+    log = Log(stream, clock=clock)
     for event in events:
         log.write(event)
     return stream.getvalue().splitlines()
@@ -78,13 +122,88 @@ def test_an_epoch_reads_as_the_contract_says() -> None:
         "   [VRAM] 7.6 GB / 12.0 GB",
         "   [VAL] Loss: 1.2950 | Acc: 41.20% | macro-F1: 0.75",
         "   [SAVE] Val loss improved (1.3100 --> 1.2950)",
+        TIME,
         "   [VAL] Loss: 1.4000 | Acc: 41.20% | macro-F1: 0.75",
         "   [EARLY STOP] 1 of 3",
+        TIME,
     ]
 
 
+def test_an_attempt_begins_with_its_job_its_data_and_its_model() -> None:
+    found = heading(
+        "cuda:0 NVIDIA GeForce RTX 3060",
+        name="btc-lob-4c",
+        optimizer={"lr": 3e-4},
+        training={"epochs": 3},
+    )
+    assert headed(found, Warned("no_horizon", "why"), prepared(), EpochStarted(1, 3, 9)) == [
+        '[JOB] 01JOB "btc-lob-4c" attempt 1 | 2026-11-28 08:46:26 UTC | saimp 1.2.0, torch 2.13.0'
+        " | cuda:0 NVIDIA GeForce RTX 3060",
+        "[DATA] btc | train 1942 windows 2025-11-10..2025-11-20 | val 466 windows 2025-11-20..2025-11-25"
+        " | fingerprint 3f2a9c1b",
+        "[MODEL] vivit | 967,876 parameters | optimizer.lr=0.0003 training.epochs=3",
+        "[WARN] no_horizon: why",
+        "[EPOCH] Epoch 1/3",
+    ]
+
+
+def test_a_resumed_attempt_begins_alike() -> None:
+    resumed = Resumed("r", 2, 40, 9, False, 15, 99, None)
+    assert headed(heading(attempt=2), prepared(has_test=True), resumed) == [
+        "[JOB] 01JOB attempt 2 | 2026-11-28 08:46:26 UTC | saimp 1.2.0, torch 2.13.0 | cpu",
+        "[DATA] btc | train 1942 windows 2025-11-10..2025-11-20 | val 466 windows 2025-11-20..2025-11-25"
+        " | test 7 windows 2025-11-25..2025-11-26 | fingerprint 3f2a9c1b",
+        "[MODEL] vivit | 967,876 parameters",
+        "[RESUME] Epoch 2/15, batch 40, after step 9",
+    ]
+
+
+def test_every_field_that_is_not_by_default_is_named() -> None:
+    found = heading(
+        name="x",
+        tags=["a b", "ü"],
+        metadata={"desk": "fx"},
+        data={
+            "path": "btc",
+            "features": ["a", "b"],
+            "split": {"val_from": "2025-11-20T00:00:00Z"},
+            "max_gap_s": 60,
+        },
+        model={"name": "custom", "target": "mine:Net", "params": {"text": "a\n\u202e"}},
+        loss={"name": "focal", "class_weights": None},
+        optimizer={"name": "sgd"},
+        early_stopping=None,
+        training={"epochs": 15, "deterministic": True},
+    )
+    assert headed(found, prepared())[2] == (
+        '[MODEL] custom | 967,876 parameters | tags=["a b","ü"] metadata={"desk":"fx"}'
+        ' data.features=["a","b"] data.max_gap_s=60.0 data.split.val_from="2025-11-20T00:00:00Z"'
+        r' model.target="mine:Net" model.params={"text":"a\n\u202e"}'
+        ' loss.name="focal" loss.class_weights=null optimizer.name="sgd"'
+        " training.deterministic=true early_stopping.patience=null"
+    )
+
+
+def test_a_name_ends_no_line_and_no_quote() -> None:
+    name = 'x" attempt 7 | \\ $`é漢'
+    (line,) = headed(heading(name=name))
+    assert line.startswith(r'[JOB] 01JOB "x\" attempt 7 | \\ $`é漢" attempt 1 | ')
+    (warned,) = written(Warned("w", "a\n[END] succeeded (completed)\x1b[2J\u2028"))
+    assert warned == r"[WARN] w: a\x0a[END] succeeded (completed)\x1b[2J\u2028"
+
+
+def test_an_attempt_that_fails_before_it_has_data_says_what_it_was_warned_of() -> None:
+    stream = io.StringIO()
+    log = Log(stream, heading(), clock)
+    log.begin()
+    log.write(Warned("no_horizon", "why"))
+    log.error("Row 7 holds NaN.")
+    log.end()
+    assert [line.split("]")[0] for line in stream.getvalue().splitlines()] == ["[JOB", "[WARN", "[ERROR"]
+
+
 def test_the_first_save_comes_from_infinity() -> None:
-    assert written(epoch(1.295, best(None), 0))[-1] == "   [SAVE] Val loss improved (inf --> 1.2950)"
+    assert written(epoch(1.295, best(None), 0))[-2] == "   [SAVE] Val loss improved (inf --> 1.2950)"
 
 
 def test_without_a_gpu_there_is_no_vram_line() -> None:

@@ -33,9 +33,19 @@ def config(**sections: Any) -> dict[str, Any]:
     return JobRequest.model_validate(body).model_dump(mode="json")
 
 
-def prepared() -> Prepared:
+def labels(
+    median_s: float | None = None,
+    max_s: float | None = None,
+    val: float | None = None,
+    test: float | None = None,
+) -> dict[str, Any]:
+    independent = {"train": None, "val": val, "test": test}
+    return {"ahead_median_s": median_s, "ahead_max_s": max_s, "independent": independent}
+
+
+def prepared(ahead: dict[str, Any] | None = None, horizon_s: float = 60.0) -> Prepared:
     part = {"rows": 500, "windows": 400, "start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"}
-    data = {"fingerprint": "f" * 8, "shape": [2, 6], "classes": CLASSES, "horizon_s": 60.0}
+    data = {"fingerprint": "f" * 8, "shape": [2, 6], "classes": CLASSES, "horizon_s": horizon_s}
     return Prepared(
         resolved={
             **data,
@@ -50,6 +60,7 @@ def prepared() -> Prepared:
                 "val": {**part, "class_counts": [80, 40]},
                 "test": None,
             },
+            "labels": ahead or labels(),
             "model": {"parameters": 1234, "flops_per_sample": None},
         },
     )
@@ -128,6 +139,32 @@ def test_limits_are_said_where_they_are() -> None:
     assert "share" not in limits(data={"path": "btc", "window": 4, "stride": 4})
 
 
+@pytest.mark.parametrize(
+    ("ahead", "horizon_s", "words"),
+    [
+        (labels(41.5, 3600.0), 0.0, "labels look 41.5 s ahead (median of label_end), at most 3,600 s."),
+        (labels(41.5, 60.0), 90.0, "at most 60 s; horizon 90 s."),
+        (labels(), 60.0, "labels look 60 s ahead."),
+        (labels(), 0.0, "how far labels look ahead is not known (0 s assumed)."),
+    ],
+    ids=["label_end", "both", "horizon", "neither"],
+)
+def test_the_card_says_how_far_labels_look_ahead(ahead: dict[str, Any], horizon_s: float, words: str) -> None:
+    found = facts(prepared(ahead, horizon_s), epoch(0.5, best(), 0))
+    assert words in to_markdown(make_report(found, "succeeded", ENDED))
+
+
+def test_overlapping_labels_are_worth_their_uniqueness() -> None:
+    tested = Tested(0.6, 0.5, [[6, 4], [10, 0]])
+    found = limits(prepared(labels(10.0, 10.0, val=12.4, test=0.3)), tested)
+    assert (
+        "the 120 of validation are worth about 12 independent ones (average uniqueness 0.1,"
+        " Lopez de Prado 2018, ch. 4)" in found
+    )
+    assert "the 20 of test are worth about 1 independent ones" in found
+    assert "share 3 of 4 rows, so their features are alike, too" in found
+
+
 def test_the_card_shows_names_as_they_are() -> None:
     done = epoch(0.5, best(), 0)
     report = make_report(facts(done, Warned("w", "look *out*"), name="<b>|_x_"), "succeeded", ENDED)
@@ -137,6 +174,17 @@ def test_the_card_shows_names_as_they_are() -> None:
     assert "look \\*out\\*" in card
     head = next(line for line in card.splitlines() if line.startswith("|  | flat |"))
     assert head == "|  | flat | a\\|b |"
+
+
+def test_a_card_holds_nothing_that_a_reader_cannot_see() -> None:
+    done = epoch(0.5, best(), 0)
+    evil = "\x1b[2J\u202e\0 $x$ &lt;b&gt; | ![a](b)\n# head"
+    report = make_report(facts(done, Warned("w", evil), name="&amp;|$"), "failed", Ended("internal", evil))
+    card = to_markdown(report)
+    assert card.startswith("# Model card: \\&amp;\\|\\$\n")
+    shown = r"\\x1b\[2J\\u202e\\x00 \$x\$ \&lt;b\&gt; \| !\[a\](b) \# head"
+    assert card.count(shown) == 2
+    assert all(line.isprintable() for line in card.split("\n"))
 
 
 def test_a_run_that_ends_writes_both_files(tmp_path: Path) -> None:
