@@ -269,7 +269,7 @@ class DatasetEntry(Answer):
 class DatasetPage(Answer):
     data: list[DatasetEntry]
     warnings: list[dict[str, str]]
-    """Buckets that could not be listed."""
+    """Buckets that could not be listed, and whether time ran out."""
 
 
 class Artifact(Answer):
