@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from contextlib import suppress
@@ -22,7 +23,7 @@ from app.api.reply import Json
 from app.api.services import Services, Use
 from app.api.submit import admit
 from app.api.values import key_problem
-from app.errors import InvalidRequest, JobNotFound, Problem
+from app.errors import MAX_PROBLEMS, InvalidRequest, JobNotFound, Problem
 from app.jobs.config import JobRequest
 from app.jobs.queue import Row
 from app.jobs.queue.orders import EDITABLE
@@ -185,10 +186,10 @@ def _neighbour(body: Any, found: list[Problem]) -> tuple[str, str]:
     if not isinstance(body, dict):
         raise InvalidRequest(problems=[Problem("", "wrong_type", "must be an object")])
     sides = ("before", "after")
+    unknown = itertools.islice((key for key in body if key not in sides), MAX_PROBLEMS + 1)
     problems = found + [
         key_problem("", key, "unknown_field", "is no field here", "Known here: after, before.")
-        for key in body
-        if key not in sides
+        for key in unknown
     ]
     if not problems and len(body) != 1:
         problems = [Problem("", "missing", 'must name one neighbour, as in {"before": "<job id>"}')]

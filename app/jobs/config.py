@@ -291,7 +291,12 @@ class FocalConfig(Section):
 
 
 CostMatrix = Annotated[
-    list[Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=2, max_length=256)]],
+    list[
+        Annotated[
+            list[Annotated[float, Field(ge=0, le=1e6)]],
+            Field(min_length=2, max_length=256, fail_fast=True),  # else 65,536 errors
+        ]
+    ],
     Field(min_length=2, max_length=256),
 ]
 
