@@ -348,6 +348,57 @@ def test_others_are_served_while_a_body_is_read(tmp_path: Path, monkeypatch: pyt
         assert submitted.result().status_code == 201
 
 
+NO_SPLIT = [0.8, [], "x", True, None, 0, {"train": 0.8, "val_from": "2026-01-01T00:00:00Z"}]
+
+
+@pytest.mark.parametrize("split", NO_SPLIT)
+@pytest.mark.parametrize("path", ["/jobs", "/jobs?dry_run=true", "/datasets/audit"])
+def test_what_is_no_split_is_refused(api: Service, path: str, split: object) -> None:
+    answer = api.client.post(path, json={"data": {"path": "demo", "split": split}})
+    assert answer.status_code == 422
+    assert all(error["pointer"].startswith("/data/split") for error in answer.json()["errors"])
+
+
+@pytest.mark.parametrize(
+    ("time", "code"),
+    [
+        ("1893456000", "invalid_time"),
+        ("1893456000.5", "invalid_time"),
+        ("2026-01-01", "invalid_time"),
+        ("2026-01-01T00:00Z", "invalid_time"),
+        ("20260101T000000Z", "invalid_time"),
+        ("2026-02-30T00:00:00Z", "invalid_time"),
+        ("2026-01-01T25:00:00Z", "invalid_time"),
+        ("2026-01-01T00:00:00+99:00", "invalid_time"),
+        ("2026-01-01T00:00:00.1234567Z", "invalid_time"),
+        ("٢٠٢٦-01-01T00:00:00Z", "invalid_time"),
+        ("2026-01-01T00:00:00", "invalid_time"),
+        ("", "invalid_time"),
+        (1893456000, "wrong_type"),
+        (1.5, "wrong_type"),
+        (True, "wrong_type"),
+        ([], "wrong_type"),
+        ("0001-01-01T00:00:00+14:00", "out_of_range"),
+        ("9999-12-31T23:59:59-14:00", "out_of_range"),
+        ("0000-01-01T00:00:00Z", "invalid_time"),
+    ],
+)
+def test_only_what_rfc_3339_calls_a_time_is_one(api: Service, time: object, code: str) -> None:
+    assert found(api, demo(not_before=time)) == {"/not_before": code}
+    split = {"val_from": time}
+    assert found(api, {"data": {"path": "demo", "split": split}}) == {"/data/split/val_from": code}
+    split = {"val_from": "2026-01-01T00:00:00Z", "test_from": time}
+    assert found(api, {"data": {"path": "demo", "split": split}}) == {"/data/split/test_from": code}
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "1969-12-31T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_cuts_far_away_leave_a_part_empty(api: Service, time: str) -> None:
+    body = {"data": {"path": "demo", "split": {"val_from": time}}}
+    assert found(api, body) == {"/data/split": "empty_split"}
+    for path in ("/jobs?dry_run=true", "/datasets/audit"):
+        assert api.client.post(path, json=body).status_code == 422
+
+
 def test_the_sentence_alone_names_the_problem(api: Service) -> None:
     problem = refused(api, json.dumps(demo(training={"epochs": 0})).encode())
     assert problem["detail"] == "/training/epochs: must be an integer from 1 to 100000"

@@ -113,6 +113,32 @@ def test_a_repeated_key_makes_one_retry(api: Service) -> None:
     assert (other.status_code, other.json()["code"]) == (409, "key_reuse")
 
 
+@pytest.mark.parametrize("split", [0.8, [], "x", True, {"train": None, "val": []}])
+def test_a_clone_with_what_is_no_split_is_refused(api: Service, split: object) -> None:
+    answer = api.client.post(f"/jobs/{submitted(api)}/clone", json={"data": {"split": split}})
+    assert answer.status_code == 422
+    assert all(error["pointer"].startswith("/data/split") for error in answer.json()["errors"])
+
+
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1893456000", 1893456000, [], "soon"]
+)
+def test_an_edit_takes_no_other_times_than_a_submit(api: Service, time: object) -> None:
+    job_id = submitted(api)
+    answer = api.client.patch(f"/jobs/{job_id}", json={"not_before": time})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/not_before"]
+    assert api.client.get(f"/jobs/{job_id}").json()["config"]["not_before"] is None
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"])
+def test_a_job_may_wait_from_the_first_year_to_the_last(api: Service, time: str) -> None:
+    job_id = submitted(api, not_before=time)
+    assert api.client.get(f"/jobs/{job_id}").json()["config"]["not_before"] == time
+    assert api.client.get("/queue").status_code == 200
+    assert api.client.get("/jobs").status_code == 200
+
+
 def test_a_clone_patches_the_config(api: Service) -> None:
     parent = submitted(api, name="first", tags=["a"], training={"seed": 5, "epochs": 7})
     patch = {"name": None, "tags": ["b"], "training": {"epochs": 2}, "metadata": {"desk": "fx"}}
