@@ -30,7 +30,7 @@ class Progress(Answer):
     epoch: int | None
     epochs: int | None
     batch: int | None
-    """Nominal micro-batch in its epoch, from 0."""
+    """Nominal micro-batch in its epoch, from 0, as last reported; `batches` once all of them are trained."""
     batches: int | None
     percent: float
     samples_per_s: float | None
