@@ -234,7 +234,10 @@ class Client:
         return self._json("POST", f"/jobs/{_safe(job_id)}/promote")
 
     def retry(self, job_id: str, *, from_start: bool = False, idempotency_key: str | None = None) -> Json:
-        """Queue a job that has ended once more and return the new one; it goes on where it was saved last."""
+        """Queue a job that has ended once more and return the new one; it goes on where it was saved last.
+
+        One that has succeeded only from_start: nothing is left of it to do.
+        """
         return self._json(
             "POST",
             f"/jobs/{_safe(job_id)}/retry",

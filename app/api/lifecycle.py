@@ -72,10 +72,13 @@ def retry(
 ) -> Response:
     """Queue a job that has ended once more, as a new job that goes on from its newest resume checkpoint.
 
-    It starts from zero with from=start, when there is no such checkpoint, or when the data have changed.
+    It starts from zero with from=start, when there is no such checkpoint, or when the data have changed. Of a
+    job that has succeeded there is nothing to go on with: only from=start is accepted.
     """
-    config = _inherited(use, job_id)
     is_retry = query.from_ == "checkpoint"
+    if is_retry:
+        use.queue.check_retry(job_id)
+    config = _inherited(use, job_id)
     row, is_new = admit(use, config, [], idempotency_key, parent_id=job_id, is_retry=is_retry)
     return _made(use, row, is_new)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from app.api import schemas
 from app.jobs.queue import Claim, Facts, Reason
 from tests.app.api.service import Service
-from tests.factories import OWNER, SLOT
+from tests.factories import OWNER, SLOT, write_dataset
 
 DEMO = {"data": {"path": "demo"}}
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -96,6 +97,20 @@ def test_a_retry_from_the_start_forgets_the_checkpoint(api: Service) -> None:
     assert api.client.post(f"/jobs/{parent}/retry?from=start").status_code == 201
     assert claimed(api).checkpoint is None
     assert api.client.post(f"/jobs/{parent}/retry?from=end").status_code == 422
+
+
+def test_of_a_job_that_has_succeeded_nothing_is_left_to_retry(api: Service) -> None:
+    parent = submitted(api)
+    api.queue.finish(parent, claimed(api).attempt, DONE)
+    shutil.rmtree(api.services.settings.data_root / "demo")
+    refused = api.client.post(f"/jobs/{parent}/retry")
+    assert (refused.status_code, refused.json()["code"]) == (409, "nothing_to_retry")
+    assert all(way in refused.json()["hint"] for way in ("/clone", "?from=start", "--from-start"))
+    assert [row.id for row in api.queue.page()[0]] == [parent]
+    write_dataset(api.services.settings.data_root / "demo")
+    again = api.client.post(f"/jobs/{parent}/retry?from=start")
+    assert (again.status_code, again.json()["parent_id"]) == (201, parent)
+    assert "Clone" in api.client.post(f"/jobs/{parent}/resume").json()["hint"]
 
 
 def test_a_retry_of_a_job_that_may_still_run_is_refused(api: Service) -> None:
