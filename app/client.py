@@ -266,9 +266,11 @@ class Client:
         """Delete a job that has ended, with its files."""
         self._send("DELETE", f"/jobs/{_safe(job_id)}")
 
-    def queue(self) -> Json:
-        """Return who waits, in the order of their turn: {data, has_more, drained_at}."""
-        return self._json("GET", "/queue")
+    def queue(self, *, limit: int | None = None, after: str | None = None) -> Json:
+        """Return who waits, in the order of their turn: {data, has_more, next_after, drained_at}."""
+        asked = {"limit": limit, "after": after}
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._json("GET", "/queue", params=params)
 
     def drain(self, *, finish_running: bool = False) -> Json:
         """Let no job start any more; what runs is put back, or may run to its end. Returns the queue."""

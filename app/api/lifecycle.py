@@ -24,6 +24,7 @@ from app.api.services import Services, Use
 from app.api.submit import admit
 from app.api.values import key_problem
 from app.errors import MAX_PROBLEMS, InvalidRequest, JobNotFound, Problem
+from app.jobs.allowed import did_you_mean
 from app.jobs.config import JobRequest
 from app.jobs.queue import Row
 from app.jobs.queue.orders import EDITABLE
@@ -169,19 +170,24 @@ def _edited(row: Row, patch: Any, found: list[Problem]) -> tuple[JobRequest, lis
     if not isinstance(patch, dict):
         raise InvalidRequest(problems=[Problem("", "wrong_type", "must be an object")])
     fixed = [
-        key_problem("", key, "not_editable", "cannot change after submit", "Clone the job with this change.")
-        for key in patch
-        if key in JobRequest.model_fields and key not in EDITABLE
+        _not_editable(key)
+        for key in itertools.islice((key for key in patch if key not in EDITABLE), MAX_PROBLEMS + 1)
     ]
     labels = {name: row.config[name] for name in EDITABLE}
-    asked = {
-        key: value for key, value in patch.items() if key not in JobRequest.model_fields or key in EDITABLE
-    }
+    asked = {key: value for key, value in patch.items() if key in EDITABLE}
     # The rest of the config has been judged at submit.
     request, problems = read_job({**merged(labels, asked), "data": {"path": "demo"}}, found)
     if fixed or problems or request is None:
         raise InvalidRequest(problems=[*fixed, *problems])
     return request, [name for name in EDITABLE if name in patch]
+
+
+def _not_editable(key: str) -> Problem:
+    if key in JobRequest.model_fields:
+        return key_problem(
+            "", key, "not_editable", "cannot change after submit", "Clone the job with this change."
+        )
+    return key_problem("", key, "unknown_field", "is no field here", did_you_mean(key, sorted(EDITABLE)))
 
 
 def _neighbour(body: Any, found: list[Problem]) -> tuple[str, str]:

@@ -231,6 +231,7 @@ class Waiting(Answer):
 class Line(Answer):
     data: list[Waiting]
     has_more: bool
+    next_after: str | None
     drained_at: datetime | None
     """Since when no job is started; null = the queue is open."""
 

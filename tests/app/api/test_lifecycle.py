@@ -253,10 +253,45 @@ def test_other_edits_are_refused_and_change_nothing(
     assert api.client.get(f"/jobs/{job_id}").json() == before
 
 
+def test_an_edit_hints_only_at_what_it_takes(api: Service) -> None:
+    job_id = submitted(api)
+    patch = {"priorty": 1, "epochs": 3, "modle": {}, "label": "x"}
+    errors = api.client.patch(f"/jobs/{job_id}", json=patch).json()["errors"]
+    assert [(error["pointer"], error["hint"]) for error in errors] == [
+        ("/priorty", "Did you mean 'priority'?"),
+        *((f"/{key}", "Known here: metadata, name, not_before, priority, tags.") for key in list(patch)[1:]),
+    ]
+    answer = api.client.patch(f"/jobs/{job_id}", json={f"k{number}": 1 for number in range(5000)})
+    assert len(answer.json()["errors"]) == 100
+
+
 def test_the_priority_of_an_ended_job_is_settled(api: Service) -> None:
     job_id = ended(api)
     assert api.client.patch(f"/jobs/{job_id}", json={"priority": 1}).status_code == 409
     assert api.client.patch(f"/jobs/{job_id}", json={"name": "kept"}).status_code == 200
+
+
+def test_the_queue_is_read_page_by_page(api: Service) -> None:
+    ids = [submitted(api, priority=priority) for priority in (0, 5, 0, -3, 5)]
+    turn = [ids[number] for number in (1, 4, 0, 2, 3)]
+    whole = api.client.get("/queue?limit=5").json()
+    assert ([job["id"] for job in whole["data"]], whole["has_more"], whole["next_after"]) == (
+        turn,
+        False,
+        None,
+    )
+    seen, page = [], api.client.get("/queue?limit=2").json()
+    schemas.Line.model_validate(page)
+    while True:
+        seen += [(job["id"], job["position"]) for job in page["data"]]
+        if not page["has_more"]:
+            break
+        if len(seen) == 2:  # the last one seen may leave meanwhile
+            api.queue.cancel(seen[-1][0])
+        page = api.client.get("/queue", params={"limit": 2, "after": page["next_after"]}).json()
+    assert [job_id for job_id, _ in seen] == turn
+    assert [position for _, position in seen[2:]] == [2, 3, 4]
+    assert api.client.get("/queue?after=soon").status_code == 422
 
 
 def test_a_job_moves_before_and_after(api: Service) -> None:
