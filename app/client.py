@@ -234,7 +234,10 @@ class Client:
         return self._json("POST", f"/jobs/{_safe(job_id)}/promote")
 
     def retry(self, job_id: str, *, from_start: bool = False, idempotency_key: str | None = None) -> Json:
-        """Queue a job that has ended once more and return the new one; it goes on where it was saved last."""
+        """Queue a job that has ended once more and return the new one; it goes on where it was saved last.
+
+        One that has succeeded only from_start: nothing is left of it to do.
+        """
         return self._json(
             "POST",
             f"/jobs/{_safe(job_id)}/retry",
@@ -263,9 +266,11 @@ class Client:
         """Delete a job that has ended, with its files."""
         self._send("DELETE", f"/jobs/{_safe(job_id)}")
 
-    def queue(self) -> Json:
-        """Return who waits, in the order of their turn: {data, has_more, drained_at}."""
-        return self._json("GET", "/queue")
+    def queue(self, *, limit: int | None = None, after: str | None = None) -> Json:
+        """Return who waits, in the order of their turn: {data, has_more, next_after, drained_at}."""
+        asked = {"limit": limit, "after": after}
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._json("GET", "/queue", params=params)
 
     def drain(self, *, finish_running: bool = False) -> Json:
         """Let no job start any more; what runs is put back, or may run to its end. Returns the queue."""

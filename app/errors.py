@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Problems that are listed. Whoever looks for them stops one later: then there are more.
+MAX_PROBLEMS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

@@ -62,17 +62,23 @@ class Pending:
         match event:
             case PhaseChanged():
                 self.progress["phase"] = event.phase
+                if event.batch is not None:
+                    self.progress["batch"] = event.batch
             case Prepared():
                 self.progress |= {"resolved": event.resolved, "plan": event.plan}
                 self.note("prepared")
             case EpochStarted():
                 self._at(event.epoch, 0, event.epochs, event.batches)
             case Resumed():
-                self._at(event.epoch, event.batch, event.epochs, event.batches)
+                is_between = event.epoch > 1 and event.batch == 0 and not event.is_epoch_trained
+                # There may be no other epoch to come: all are trained, and what goes on is the test.
+                at = (event.epoch - 1, event.batches) if is_between else (event.epoch, event.batch)
+                self._at(*at, event.epochs, event.batches)
                 self.best = event.best
             case BatchDone():
                 self.batches.append(_batch_row(event))
-                self.progress |= {"batch": event.batch, "samples_per_s": _finite(event.samples_per_s)}
+                self.progress |= {"epoch": event.epoch, "batch": event.batch}
+                self.progress["samples_per_s"] = _finite(event.samples_per_s)
             case EpochDone():
                 self._epoch(event)
             case CheckpointSaved():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 
-from app.api.values import child, items, key_problem, sound
-from app.errors import Problem, ServiceError
+from app.api.values import Path, items, key_problem, pointer_to, sound
+from app.errors import MAX_PROBLEMS, Problem, ServiceError
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -71,7 +73,8 @@ async def json_body(request: Request) -> tuple[Any, list[Problem]]:
     if not body:
         raise EmptyBody(hint='The smallest job is {"data": {"path": "demo"}}.')
     _check_type(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
-    return parse(body)
+    # Beside the event loop: a large body takes a while, and everybody else would wait for it.
+    return await run_in_threadpool(parse, body)
 
 
 async def json_body_or_none(request: Request) -> tuple[Any, list[Problem]]:
@@ -122,7 +125,7 @@ def parse(body: bytes) -> tuple[Any, list[Problem]]:
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
             "Keys and texts take double quotes; no comments, no comma after the last item.",
         ) from error
-    repeated = list(_repeated(value))
+    repeated = list(itertools.islice(_repeated(value), MAX_PROBLEMS + 1))
     if repeated:
         raise DuplicateKey(hint="Keep one of them.", problems=repeated)
     return sound(value)
@@ -148,9 +151,10 @@ def _integer(digits: str) -> int:
     return int(digits[: _MAX_DIGITS + 1])
 
 
-def _repeated(value: Any, pointer: str = "") -> Iterator[Problem]:
+def _repeated(value: Any, path: Path = ()) -> Iterator[Problem]:
     if isinstance(value, Pairs):
         for twice in value.repeated:
-            yield key_problem(pointer, twice, "duplicate_key", "stands twice in one object")
+            yield key_problem(pointer_to(path), twice, "duplicate_key", "stands twice in one object")
     for key, item in items(value):
-        yield from _repeated(item, child(pointer, key))
+        if isinstance(item, dict | list):
+            yield from _repeated(item, (*path, key))

@@ -14,8 +14,7 @@ from app.api.body import json_body
 from app.api.explain import read_job
 from app.api.reply import Json
 from app.api.services import Use
-from app.datasets.catalog import list_bucket
-from app.datasets.catalog import list_datasets as datasets_below
+from app.datasets.catalog import DatasetEntry, each_dataset, list_bucket
 from app.datasets.errors import NoFiles, PreflightTimeout, SourceUnavailable
 from app.errors import InvalidRequest, Problem, ServiceError
 from app.jobs.config import Column, DataConfig
@@ -52,7 +51,8 @@ class DatasetNotFound(ServiceError):
 class TooSlow(ServiceError):
     """The dataset is too large to be looked at over HTTP."""
 
-    status, code = 503, "dataset_too_slow"
+    # Not 503: the same question would take as long again.
+    status, code = 422, "dataset_too_slow"
 
 
 class Description(schemas.Answer):
@@ -126,8 +126,15 @@ class InspectQuery(parameters.Query):
 @router.get("/datasets", operation_id="list_datasets", response_model=schemas.DatasetPage)
 def list_datasets(use: Use) -> Response:
     """List what can be the data.path of a job: files and folders of Parquet, here and in allowed buckets."""
-    sources = use.settings.sources
-    entries, warnings = [*datasets_below(sources.folder)], []
+    sources, limit_s = use.settings.sources, use.settings.preflight_s
+    entries: list[DatasetEntry] = []
+    warnings: list[dict[str, str]] = []
+    try:
+        for entry in each_dataset(sources.folder, deadline=time.monotonic() + limit_s):
+            entries.append(entry)
+    except PreflightTimeout:
+        message = f"Time ran out after {limit_s:g} s; what comes by name after these is not listed."
+        warnings.append({"code": "listing_partial", "message": message})
     for bucket in sources.buckets:
         try:
             entries += list_bucket(bucket)
@@ -158,7 +165,7 @@ def read_dataset(
     except NoFiles as error:
         raise DatasetNotFound(error.message, error.hint) from None
     except PreflightTimeout:
-        raise _too_slow("inspect", use.settings.preflight_s) from None
+        raise _too_slow("inspect", use.settings.preflight_s, "/path/path") from None
     return Json(found)
 
 
@@ -176,7 +183,7 @@ def audit_dataset(body: Body, use: Use) -> Response:
             budget_bytes=use.settings.stream_budget,
         )
     except PreflightTimeout:
-        raise _too_slow("audit", use.settings.preflight_s) from None
+        raise _too_slow("audit", use.settings.preflight_s, "/data/path") from None
     return Json(found)
 
 
@@ -187,8 +194,7 @@ def _data(value: Any, found: list[Problem]) -> DataConfig:
     return request.data
 
 
-def _too_slow(command: str, limit_s: float) -> TooSlow:
-    return TooSlow(
-        f"Not even the plan of the split was had in {limit_s:g} s.",
-        f"Use `saimp data {command}` on the machine that holds the data, or raise SAIMP_PREFLIGHT_S.",
-    )
+def _too_slow(command: str, limit_s: float, pointer: str) -> TooSlow:
+    message = f"Not even the plan of the split was had in {limit_s:g} s."
+    hint = f"Use `saimp data {command}` on the machine that holds the data, or raise SAIMP_PREFLIGHT_S."
+    return TooSlow(message, hint, problems=[Problem(pointer, TooSlow.code, message, hint)])

@@ -5,6 +5,7 @@ Sentences come from the JSON schema of the request, so that they cannot disagree
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -12,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.api.values import child, key_problem
-from app.errors import Problem
+from app.api.values import child, key_problem, pointer_to
+from app.errors import MAX_PROBLEMS, Problem
 from app.jobs.allowed import Schema, described, did_you_mean, either, flat, text_of
 from app.jobs.config import JobRequest
 
@@ -32,12 +33,20 @@ _CODES: dict[str, tuple[str, ...]] = {
         "too_short",
         "string_too_long",
         "string_too_short",
+        "time_out_of_range",
     ),
     "invalid_value": ("value_error", "assertion_error", "string_pattern_mismatch"),
-    "invalid_time": ("timezone_aware", "datetime_from_date_parsing", "datetime_parsing"),
+    "invalid_time": (
+        "invalid_time",
+        "timezone_aware",
+        "datetime_from_date_parsing",
+        "datetime_parsing",
+    ),
     "not_allowed": ("literal_error", "enum", "union_tag_invalid", "union_tag_not_found"),
 }
 _ORDER = (*_CODES, "wrong_type")
+# Of a place and of what is inside it only one is told, so a few more are looked at than are listed.
+_MAX_PLACES = 2 * MAX_PROBLEMS
 
 
 def read_job(value: Any, found: list[Problem]) -> tuple[JobRequest | None, list[Problem]]:
@@ -45,7 +54,7 @@ def read_job(value: Any, found: list[Problem]) -> tuple[JobRequest | None, list[
     request, problems = _validate(value)
     known = {problem.pointer for problem in found}
     problems = found + [problem for problem in problems if problem.pointer not in known]
-    return (None if problems else request), problems
+    return (None if problems else request), problems[: MAX_PROBLEMS + 1]
 
 
 def remainder(value: Any, problems: list[Problem]) -> JobRequest | None:
@@ -64,17 +73,31 @@ def remainder(value: Any, problems: list[Problem]) -> JobRequest | None:
 
 def _validate(value: Any) -> tuple[JobRequest | None, list[Problem]]:
     try:
-        return JobRequest.model_validate_json(json.dumps(value)), []
+        return JobRequest.model_validate_json(json.dumps(_bounded(value, _schema()))), []
     except ValidationError as error:
         places: dict[str, list[tuple[dict[str, Any], list[str | int]]]] = {}
-        for one in error.errors(include_url=False):
+        for one in error.errors(include_url=False, include_context=False, include_input=False):
             path = _path(value, one["loc"], one["type"])
-            pointer = _pointer(path)
+            pointer = pointer_to(path)
             # Two unknown keys too long to point at are two problems at one place.
             place = f"{pointer} {path[-1]}" if one["type"] == "extra_forbidden" else pointer
-            places.setdefault(place, []).append((dict(one), path))
+            if place in places or len(places) < _MAX_PLACES:
+                places.setdefault(place, []).append((dict(one), path))
         problems = [_merge(value, errors) for errors in places.values()]
         return None, [problem for problem in problems if not _is_echo(problem, problems)]
+
+
+def _bounded(value: Any, node: Schema) -> Any:
+    """Leave out the keys of an object that would only add to more problems than are listed."""
+    members = list(flat(node, _schema(), value)) if isinstance(value, dict) else []
+    is_free = any("properties" not in member and "maxProperties" not in member for member in members)
+    if not members or is_free:
+        return value
+    known = {name: inner for member in members for name, inner in member.get("properties", {}).items()}
+    room = max(member.get("maxProperties", 0) for member in members) + MAX_PROBLEMS + 1
+    others = itertools.islice((key for key in value if key not in known), room)
+    kept = {*others, *known}
+    return {key: _bounded(item, known.get(key, {})) for key, item in value.items() if key in kept}
 
 
 def _is_echo(problem: Problem, problems: list[Problem]) -> bool:
@@ -98,24 +121,17 @@ def _path(value: Any, loc: tuple[str | int, ...], kind: str) -> list[str | int]:
     return path
 
 
-def _pointer(path: list[str | int]) -> str:
-    pointer = ""
-    for token in path:
-        pointer = child(pointer, token)
-    return pointer
-
-
 def _merge(value: Any, errors: list[tuple[dict[str, Any], list[str | int]]]) -> Problem:
     error, path = min(errors, key=lambda pair: _ORDER.index(code_of(pair[0]["type"])))
     code = code_of(error["type"])
     if code == "missing" and isinstance(error["loc"][-1], int):
         code = "wrong_type"  # a list too short
     *above, last = path or [""]
-    pointer = _pointer(path)
+    pointer = pointer_to(path)
     if code == "unknown_field":
         known = sorted({name for node in _nodes(value, above) for name in node.get("properties", ())})
         return key_problem(
-            _pointer(above), str(last), code, "is no field here", did_you_mean(str(last), known)
+            pointer_to(above), str(last), code, "is no field here", did_you_mean(str(last), known)
         )
     if code == "missing":
         return Problem(pointer, code, "is required", _hint(value, path))
@@ -127,11 +143,13 @@ def _merge(value: Any, errors: list[tuple[dict[str, Any], list[str | int]]]) -> 
             "must say which by its name" if error["type"] == "union_tag_not_found" else "must be a known name"
         )
         return Problem(child(pointer, "name"), code, f"{said}: {either(names)}")
+    if error["type"] in ("invalid_time", "time_type", "time_out_of_range"):
+        return Problem(pointer, code, str(error["msg"]))
     if error["type"] == "timezone_aware":
         return Problem(pointer, code, "must say its time zone", "For example 2025-11-01T00:00:00Z.")
     if error["loc"] and error["loc"][-1] == "[key]":
         allowed = either([text_of(node.get("propertyNames", {})) for node in _nodes(value, above)])
-        return key_problem(_pointer(above), str(last), code, f"as a key must be {allowed}")
+        return key_problem(pointer_to(above), str(last), code, f"as a key must be {allowed}")
     allowed = either([text for node in _nodes(value, path) for text in described(node)])
     return Problem(pointer, code, f"must be {allowed}", _hint(value, path, is_short=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from contextlib import suppress
@@ -22,7 +23,8 @@ from app.api.reply import Json
 from app.api.services import Services, Use
 from app.api.submit import admit
 from app.api.values import key_problem
-from app.errors import InvalidRequest, JobNotFound, Problem
+from app.errors import MAX_PROBLEMS, InvalidRequest, JobNotFound, Problem
+from app.jobs.allowed import did_you_mean
 from app.jobs.config import JobRequest
 from app.jobs.queue import Row
 from app.jobs.queue.orders import EDITABLE
@@ -71,10 +73,13 @@ def retry(
 ) -> Response:
     """Queue a job that has ended once more, as a new job that goes on from its newest resume checkpoint.
 
-    It starts from zero with from=start, when there is no such checkpoint, or when the data have changed.
+    It starts from zero with from=start, when there is no such checkpoint, or when the data have changed. Of a
+    job that has succeeded there is nothing to go on with: only from=start is accepted.
     """
-    config = _inherited(use, job_id)
     is_retry = query.from_ == "checkpoint"
+    if is_retry:
+        use.queue.check_retry(job_id)
+    config = _inherited(use, job_id)
     row, is_new = admit(use, config, [], idempotency_key, parent_id=job_id, is_retry=is_retry)
     return _made(use, row, is_new)
 
@@ -165,14 +170,11 @@ def _edited(row: Row, patch: Any, found: list[Problem]) -> tuple[JobRequest, lis
     if not isinstance(patch, dict):
         raise InvalidRequest(problems=[Problem("", "wrong_type", "must be an object")])
     fixed = [
-        key_problem("", key, "not_editable", "cannot change after submit", "Clone the job with this change.")
-        for key in patch
-        if key in JobRequest.model_fields and key not in EDITABLE
+        _not_editable(key)
+        for key in itertools.islice((key for key in patch if key not in EDITABLE), MAX_PROBLEMS + 1)
     ]
     labels = {name: row.config[name] for name in EDITABLE}
-    asked = {
-        key: value for key, value in patch.items() if key not in JobRequest.model_fields or key in EDITABLE
-    }
+    asked = {key: value for key, value in patch.items() if key in EDITABLE}
     # The rest of the config has been judged at submit.
     request, problems = read_job({**merged(labels, asked), "data": {"path": "demo"}}, found)
     if fixed or problems or request is None:
@@ -180,15 +182,23 @@ def _edited(row: Row, patch: Any, found: list[Problem]) -> tuple[JobRequest, lis
     return request, [name for name in EDITABLE if name in patch]
 
 
+def _not_editable(key: str) -> Problem:
+    if key in JobRequest.model_fields:
+        return key_problem(
+            "", key, "not_editable", "cannot change after submit", "Clone the job with this change."
+        )
+    return key_problem("", key, "unknown_field", "is no field here", did_you_mean(key, sorted(EDITABLE)))
+
+
 def _neighbour(body: Any, found: list[Problem]) -> tuple[str, str]:
     """Read {"before": id} or {"after": id}."""
     if not isinstance(body, dict):
         raise InvalidRequest(problems=[Problem("", "wrong_type", "must be an object")])
     sides = ("before", "after")
+    unknown = itertools.islice((key for key in body if key not in sides), MAX_PROBLEMS + 1)
     problems = found + [
         key_problem("", key, "unknown_field", "is no field here", "Known here: after, before.")
-        for key in body
-        if key not in sides
+        for key in unknown
     ]
     if not problems and len(body) != 1:
         problems = [Problem("", "missing", 'must name one neighbour, as in {"before": "<job id>"}')]

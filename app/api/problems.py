@@ -15,9 +15,8 @@ from starlette.routing import Match
 
 from app.api.queries import parameter_problem, parameter_schemas
 from app.api.reply import Json
-from app.errors import Problem, ServiceError, StorageUnavailable
+from app.errors import MAX_PROBLEMS, Problem, ServiceError, StorageUnavailable
 
-MAX_LISTED = 100
 RETRY_AFTER_S = 2
 
 _log = logging.getLogger("saimp.api")
@@ -71,7 +70,7 @@ def problem(
     errors: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Render a problem; at most 100 errors are listed, and the rest counted."""
+    """Render a problem; at most 100 errors are listed, and it says when there are more."""
     body = {
         "type": f"urn:saimp:problem:{code}",
         "title": title,
@@ -81,7 +80,7 @@ def problem(
         "hint": hint,
         "errors": [
             {"pointer": e.pointer, "code": e.code, "message": e.message, "hint": e.hint}
-            for e in errors[:MAX_LISTED]
+            for e in errors[:MAX_PROBLEMS]
         ],
     }
     return Json(body, status, headers, media_type="application/problem+json")
@@ -94,8 +93,9 @@ def _detail(detail: str, errors: Sequence[Problem]) -> str:
     first = f"{errors[0].pointer}: {errors[0].message}" if errors[0].pointer else errors[0].message
     if len(errors) == 1:
         return first
-    listed = "" if len(errors) <= MAX_LISTED else f"; the first {MAX_LISTED} are listed"
-    return f"{len(errors)} problems{listed}. {first}"
+    if len(errors) > MAX_PROBLEMS:
+        return f"More than {MAX_PROBLEMS} problems; the first {MAX_PROBLEMS} are listed. {first}"
+    return f"{len(errors)} problems. {first}"
 
 
 def _service_error(_request: Request, error: Exception) -> Response:
@@ -113,7 +113,8 @@ def _validation_error(request: Request, error: Exception) -> Response:
     """Say which parameters are wrong; bodies are read elsewhere."""
     assert isinstance(error, RequestValidationError)
     schemas = parameter_schemas(request.scope.get("route"))
-    found = dict.fromkeys(parameter_problem(one, schemas) for one in error.errors())
+    errors = error.errors()[: MAX_PROBLEMS + 1]
+    found = dict.fromkeys(parameter_problem(one, schemas) for one in errors)
     return problem(422, "invalid_request", "The request has problems; each is listed.", errors=list(found))
 
 

@@ -30,7 +30,7 @@ class Progress(Answer):
     epoch: int | None
     epochs: int | None
     batch: int | None
-    """Nominal micro-batch in its epoch, from 0."""
+    """Nominal micro-batch in its epoch, from 0, as last reported; `batches` once all of them are trained."""
     batches: int | None
     percent: float
     samples_per_s: float | None
@@ -240,6 +240,7 @@ class Waiting(Answer):
 class Line(Answer):
     data: list[Waiting]
     has_more: bool
+    next_after: str | None
     drained_at: datetime | None
     """Since when no job is started; null = the queue is open."""
 
@@ -278,7 +279,7 @@ class DatasetEntry(Answer):
 class DatasetPage(Answer):
     data: list[DatasetEntry]
     warnings: list[dict[str, str]]
-    """Buckets that could not be listed."""
+    """Buckets that could not be listed, and whether time ran out."""
 
 
 class Artifact(Answer):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
 from app import migrate
@@ -24,6 +24,11 @@ router = APIRouter(tags=["service"])
 
 class QueueQuery(parameters.Query):
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
+    after: Annotated[
+        str | None,
+        StringConstraints(pattern=r"^-?\d{1,4}\.-?\d{1,19}\.[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
+        Field(description="The `next_after` of the page before."),
+    ] = None
 
 
 @router.get("/", operation_id="read_service", response_model=schemas.Service)
@@ -81,7 +86,8 @@ def list_workers(use: Use) -> Response:
 @router.get("/queue", operation_id="read_queue", response_model=schemas.Line)
 def read_queue(query: Annotated[QueueQuery, Query()], use: Use) -> Response:
     """List the jobs that wait in the order they will run, and why they wait."""
-    return Json(views.line(use.queue, query.limit))
+    after = None if query.after is None else views.LinePlace.read(query.after)
+    return Json(views.line(use.queue, query.limit, after))
 
 
 def _missing(services: Services) -> list[Problem]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
-from app.errors import Problem, shown
+from app.errors import MAX_PROBLEMS, Problem, shown
 
 MAX_POINTER = 128
+# From the top of a value. Most values are sound, so a pointer is only made for one that is not.
+Path = tuple[str | int, ...]
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -19,6 +23,11 @@ def child(pointer: str, key: str | int) -> str:
     longer = f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
     is_shown = len(longer) <= MAX_POINTER and str(key) == shown(key)
     return longer if is_shown else pointer
+
+
+def pointer_to(path: Iterable[str | int]) -> str:
+    """Point to what lies at the end of a path, as `child` does."""
+    return reduce(child, path, "")
 
 
 def items(value: Any) -> Iterable[tuple[str | int, Any]]:
@@ -33,38 +42,54 @@ def key_problem(pointer: str, key: str, code: str, message: str, hint: str | Non
     return Problem(child(pointer, key), code, f"{shown(key)!r} {message}", hint)
 
 
-def sound(value: Any, pointer: str = "") -> tuple[Any, list[Problem]]:
-    """Return the value with null for what no field may hold, and a problem for each such place."""
-    if isinstance(value, dict):
-        return _sound_object(value, pointer)
-    if isinstance(value, list):
-        pairs = [sound(item, child(pointer, place)) for place, item in enumerate(value)]
-        return [item for item, _ in pairs], [problem for _, problems in pairs for problem in problems]
-    if isinstance(value, str):
-        fault = _fault(value)
-        return (None, [Problem(pointer, *fault)]) if fault else (value, [])
-    if isinstance(value, float) and not math.isfinite(value):
-        return None, [
-            Problem(pointer, "not_finite", "must be a finite number", "NaN, Infinity and 1e400 are not.")
-        ]
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return None, [Problem(pointer, "out_of_range", "must fit in 64 bits")]
-    return value, []
+def sound(value: Any) -> tuple[Any, list[Problem]]:
+    """Return the value with null for what no field may hold, and a problem for each such place.
 
-
-def _sound_object(value: dict[str, Any], pointer: str) -> tuple[dict[str, Any], list[Problem]]:
-    made: dict[str, Any] = {}
+    Keys of that kind are left out. Of many problems the first ones are named.
+    """
     problems: list[Problem] = []
-    for key, item in value.items():
-        if fault := _fault(key):
-            problems.append(key_problem(pointer, key, fault[0], f"as a key: {fault[1]}"))
-            continue
-        made[key], found = sound(item, child(pointer, key))
-        problems += found
-    return made, problems
+    return _sound(value, (), problems), problems
 
 
-def _fault(text: str) -> tuple[str, str] | None:
+def _sound(value: Any, path: Path, problems: list[Problem]) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _sound(item, (*path, key), problems)
+            for key, item in value.items()
+            if not _is_faulty_key(key, path, problems)
+        }
+    if isinstance(value, list):
+        return [_sound(item, (*path, place), problems) for place, item in enumerate(value)]
+    fault = _fault(value)
+    if fault is None:
+        return value
+    _note(problems, Problem(pointer_to(path), *fault))
+    return None
+
+
+def _is_faulty_key(key: str, path: Path, problems: list[Problem]) -> bool:
+    fault = _text_fault(key)
+    if fault is not None:
+        _note(problems, key_problem(pointer_to(path), key, fault[0], f"as a key: {fault[1]}"))
+    return fault is not None
+
+
+def _note(problems: list[Problem], problem: Problem) -> None:
+    if len(problems) <= MAX_PROBLEMS:
+        problems.append(problem)
+
+
+def _fault(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, str):
+        return _text_fault(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not_finite", "must be a finite number", "NaN, Infinity and 1e400 are not."
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "out_of_range", "must fit in 64 bits"
+    return None
+
+
+def _text_fault(text: str) -> tuple[str, str] | None:
     if _SURROGATE.search(text):
         return "invalid_unicode", "holds half of a surrogate pair, which is no character"
     if _CONTROL.search(text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -207,13 +207,47 @@ def is_alive(row: Row, now: datetime) -> bool:
     return bool((now - row.heartbeat_at).total_seconds() < WORKER_LATE_S)
 
 
-def line(queue: Queue, limit: int = 200) -> dict[str, Any]:
-    """Render the queue: who waits, in the order of their turn, and whether any is started at all."""
+def line(queue: Queue, limit: int = 200, after: LinePlace | None = None) -> dict[str, Any]:
+    """Render the queue: who waits, in the order of their turn, and whether any is started at all.
+
+    after: the place behind which to begin, of a job that may have left meanwhile.
+    """
     rows = queue.line()
     where = standing(queue, rows)
     drained_at = queue.drained_at() if where.drained_at is None else where.drained_at
-    data = [waiting(row, where) for row in rows[:limit]]
-    return {"data": data, "has_more": len(rows) > limit, "drained_at": drained_at}
+    behind = [row for row in rows if after is None or _turn(LinePlace.of(row)) > _turn(after)]
+    page = behind[:limit]
+    has_more = len(behind) > limit
+    return {
+        "data": [waiting(row, where) for row in page],
+        "has_more": has_more,
+        "next_after": LinePlace.of(page[-1]).cursor() if has_more else None,
+        "drained_at": drained_at,
+    }
+
+
+class LinePlace(NamedTuple):
+    """A place in the queue."""
+
+    priority: int
+    place: int
+    id: str
+
+    @classmethod
+    def of(cls, row: Row) -> LinePlace:
+        return cls(row.priority, row.place, row.id)
+
+    def cursor(self) -> str:
+        return f"{self.priority}.{self.place}.{self.id}"
+
+    @classmethod
+    def read(cls, cursor: str) -> LinePlace:
+        priority, place, job_id = cursor.split(".")
+        return cls(int(priority), int(place), job_id)
+
+
+def _turn(at: LinePlace) -> tuple[int, int, str]:
+    return -at.priority, -at.place, at.id
 
 
 def waiting(row: Row, where: Standing) -> dict[str, Any]:

@@ -34,7 +34,10 @@ def retry(
     ] = False,
     output: OutputOption = Output.text,
 ) -> None:
-    """Queue a job that has ended once more; it goes on where it was saved last. Prints the new id."""
+    """Queue a job that has ended once more; it goes on where it was saved last. Prints the new id.
+
+    One that has succeeded only --from-start: nothing is left of it to do.
+    """
     with connect() as client:
         _put_new(client.retry(client.resolve(job), from_start=from_start), output)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import stat
@@ -11,13 +12,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from app.datasets.errors import NoFiles, NotARegularFile, PathOutsideDataRoot, SourceUnavailable
-from app.datasets.places import S3_SCHEME, Place, Root, S3Path, Sources, aws_reason, glob_pattern
+from app.datasets.errors import (
+    NoFiles,
+    NotARegularFile,
+    PathOutsideDataRoot,
+    SourceUnavailable,
+    check_deadline,
+)
+from app.datasets.globs import Glob, is_glob
+from app.datasets.places import S3_SCHEME, Place, Root, S3Path, Sources, aws_reason
 from app.errors import shown
 
 SUFFIXES = (".parquet", ".pq", ".parq")
 MAX_FILES = 100_000
-MAX_RECURSIVE = 4  # `**` in one glob
+MAX_PARTS = 64  # names in one path
+
+# Names that are compared to find out what was meant.
+_MAX_COMPARED = 1000
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:|[A-Za-z]:/")
 _BUCKETS = "The operator names the buckets that jobs may read in SAIMP_S3_ROOTS."
@@ -42,10 +53,12 @@ class DatasetEntry:
     size_bytes: int
 
 
-def find_files(root: Root, pattern: str) -> tuple[FoundFile, ...]:
+def find_files(root: Root, pattern: str, *, deadline: float | None = None) -> tuple[FoundFile, ...]:
     """Resolve `data.path` to Parquet files below the data root, sorted by name.
 
-    A folder means every Parquet file below it; symbolic links to folders inside it are not followed.
+    A folder means every Parquet file below it. Symbolic links to folders are followed where the path names
+    them, not where a glob or a folder holds them.
+    deadline: time.monotonic() after which PreflightTimeout is raised.
     Raises PathOutsideDataRoot, NotARegularFile, NoFiles, SourceUnavailable.
     """
     wanted = pattern
@@ -61,7 +74,13 @@ def find_files(root: Root, pattern: str) -> tuple[FoundFile, ...]:
     if segments and _is_ours(segments[0]):
         raise NoFiles(f"{shown(name)!r} belongs to the service and is never data.", _RULE)
     found: dict[str, FoundFile] = {}
-    for file in _in_folder(root.resolve(), name) if isinstance(root, Path) else _in_bucket(root, name):
+    files = (
+        _in_folder(root.resolve(), segments, deadline)
+        if isinstance(root, Path)
+        else _in_bucket(root, segments)
+    )
+    for file in files:
+        check_deadline(deadline)
         found[file.name] = file
         if len(found) > MAX_FILES:
             raise NoFiles(f"{shown(wanted)!r} matches more than {MAX_FILES} files.", "Narrow the path.")
@@ -80,8 +99,9 @@ def _did_you_mean(root: Root, segments: Sequence[str]) -> str:
     for depth, name in enumerate(segments):
         if not isinstance(folder, Path) or folder.is_symlink() or not folder.is_dir():
             break
-        here = [child.name for child in folder.iterdir() if depth or not _is_ours(child.name)]
-        if name not in here:
+        names = (child.name for child in folder.iterdir() if depth or not _is_ours(child.name))
+        here = list(itertools.islice(names, _MAX_COMPARED))
+        if not os.path.lexists(folder / name):
             close = difflib.get_close_matches(name, here, n=1)
             return f"Did you mean {shown('/'.join((*segments[:depth], close[0])))!r}? " if close else ""
         folder = folder / name
@@ -98,18 +118,21 @@ def list_datasets(root: Root) -> tuple[DatasetEntry, ...]:
         return (*list_datasets(root.folder), *buckets)
     if isinstance(root, S3Path):
         return _entries_of_bucket(root)
-    home = root.resolve()
-    entries = []
+    return tuple(each_dataset(root))
+
+
+def each_dataset(folder: Path, *, deadline: float | None = None) -> Iterator[DatasetEntry]:
+    """List what `list_datasets` does of a folder, one by one. Raises PreflightTimeout past `deadline`."""
+    home = folder.resolve()
     for child in sorted(home.iterdir()) if home.is_dir() else []:
         if _is_ours(child.name) or child.is_symlink():
             continue
+        check_deadline(deadline)
         is_folder = child.is_dir()
-        files = list(_parquet_below(home, child)) if is_folder else [child]
+        files = list(_parquet_below(home, child, deadline)) if is_folder else [child]
         sizes = [s.st_size for path in files if (s := _regular(path)) and path.suffix.lower() in SUFFIXES]
         if sizes:
-            kind = "folder" if is_folder else "file"
-            entries.append(DatasetEntry(child.name, kind, len(sizes), sum(sizes)))
-    return tuple(entries)
+            yield DatasetEntry(child.name, "folder" if is_folder else "file", len(sizes), sum(sizes))
 
 
 def list_bucket(bucket: S3Path) -> tuple[DatasetEntry, ...]:
@@ -131,38 +154,51 @@ def _segments(pattern: str) -> list[str]:
             or ".." in (part.strip() for part in parts)
         ):
             raise PathOutsideDataRoot(f"{shown(pattern)!r} is not a path below the data root.", _RULE)
-    if pattern.count("**") > MAX_RECURSIVE:
-        raise NoFiles(f"{shown(pattern)!r} has more than {MAX_RECURSIVE} `**`.", "Narrow the glob.")
-    return [part for part in pattern.split("/") if part not in ("", ".")]
+    segments = [part for part in pattern.split("/") if part not in ("", ".")]
+    if len(segments) > MAX_PARTS:
+        raise NoFiles(
+            f"{shown(pattern)!r} has {len(segments)} parts; a path has at most {MAX_PARTS}.",
+            "`**` stands for any number of folders.",
+        )
+    return segments
 
 
-def _in_folder(home: Path, name: str) -> Iterator[FoundFile]:
-    for match in _matches(home, name):
-        for path in _parquet_below(home, match) if match.is_dir() else (match,):
+def _in_folder(home: Path, segments: Sequence[str], deadline: float | None) -> Iterator[FoundFile]:
+    for match in _matches(home, segments, deadline):
+        for path in _parquet_below(home, match, deadline) if match.is_dir() else (match,):
             file = _checked(home, path)
             if file is not None:
                 yield file
 
 
-def _in_bucket(root: S3Path, name: str) -> Iterator[FoundFile]:
+def _in_bucket(root: S3Path, segments: Sequence[str]) -> Iterator[FoundFile]:
     """What a path means in a folder, meant in a bucket: its names with slashes are its folders."""
+    name = "/".join(segments)
     found = [file for file, _ in _objects(root, name) if _is_data(file.name, name)]
-    if found or not any(c in name for c in "*?["):
+    if found or not is_glob(name):
         yield from found
         return
     # List below the part without wildcards only.
-    plain = name.split("/")[: next(i for i, part in enumerate(name.split("/")) if re.search(r"[*?\[]", part))]
-    try:
-        pattern = glob_pattern(name)
-    except re.error as error:
-        raise NoFiles(f"{shown(name)!r} is not a usable path or glob.", _RULE) from error
+    plain, glob = _cut(segments)
     for file, _ in _objects(root, "/".join(plain)):
-        parts = file.name.split("/")
-        # A pattern that ends in `**` names folders only.
-        folders = ["/".join(parts[:size]) + "/" for size in range(1, len(parts))]
-        names = [*folders, *(folder[:-1] for folder in folders), file.name]
-        if _is_data(file.name, "") and any(pattern.fullmatch(one) for one in names):
+        if _is_data(file.name, "") and _is_match(glob, file.name.split("/")[len(plain) :]):
             yield file
+
+
+def _cut(segments: Sequence[str]) -> tuple[Sequence[str], Glob]:
+    """Cut a path where its wildcards begin."""
+    depth = next(place for place, part in enumerate(segments) if is_glob(part))
+    return segments[:depth], Glob(segments[depth:])
+
+
+def _is_match(glob: Glob, names: Sequence[str]) -> bool:
+    """Whether a glob names a file, or a folder that it is in."""
+    places = glob.start
+    for name in names:
+        if glob.is_match(places):
+            break
+        places = glob.step(places, name)
+    return glob.is_match(places)
 
 
 def _entries_of_bucket(root: S3Path) -> tuple[DatasetEntry, ...]:
@@ -201,26 +237,59 @@ def _is_ours(first: str) -> bool:
     return first == "jobs" or first.startswith((".", "saimp"))
 
 
-def _matches(home: Path, name: str) -> Iterator[Path]:
-    literal = home / name
+def _matches(home: Path, segments: Sequence[str], deadline: float | None) -> Iterator[Path]:
+    """What is at a path; else the folders and the files of data that it names as a glob."""
+    literal = home.joinpath(*segments)
+    if os.path.lexists(literal):
+        yield literal
+    elif is_glob("/".join(segments)):
+        plain, glob = _cut(segments)
+        folder = home.joinpath(*plain)
+        if not folder.resolve().is_relative_to(home):
+            raise _outside(home, folder)
+        yield from _globbed(home, folder, glob, deadline)
+
+
+def _globbed(home: Path, top: Path, glob: Glob, deadline: float | None) -> Iterator[Path]:
+    waiting = [(top, glob.start)]
+    while waiting:
+        folder, before = waiting.pop()
+        if glob.is_match(before):
+            yield folder  # with all there is below
+            continue
+        is_hidden = _is_ours if folder == home else _is_hidden
+        for entry in _entries(folder):
+            check_deadline(deadline)
+            places = glob.step(before, entry.name)
+            if not places or is_hidden(entry.name):
+                continue
+            path = folder / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((path, places))
+            elif (
+                entry.is_dir()
+            ):  # a link: followed, two of them to "." would double the folders at each level
+                if not path.resolve().is_relative_to(home):
+                    raise _outside(home, path)
+            elif glob.is_match(places) and path.suffix.lower() in SUFFIXES:
+                yield path
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing in one that is none, or may not be read."""
     try:
-        if os.path.lexists(literal):
-            yield literal
-            return
-        if any(c in name for c in "*?["):
-            # A glob names data, not everything beside it: folders, and files by suffix.
-            for path in home.glob(name):
-                if path.suffix.lower() in SUFFIXES or path.is_dir():
-                    yield path
-    except (OSError, ValueError) as error:  # a name too long, or a malformed glob
-        raise NoFiles(f"{shown(name)!r} is not a usable path or glob.", _RULE) from error
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except (OSError, ValueError):
+        return []
 
 
-def _parquet_below(home: Path, folder: Path) -> Iterator[Path]:
+def _parquet_below(home: Path, folder: Path, deadline: float | None = None) -> Iterator[Path]:
     resolved = folder.resolve()
     if not resolved.is_relative_to(home):
         raise _outside(home, folder)
     for parent, folders, files in os.walk(folder, followlinks=False):
+        check_deadline(deadline)
         at_root = Path(parent).resolve() == home
         hidden = _is_ours if at_root else _is_hidden
         folders[:] = sorted(name for name in folders if not hidden(name))

@@ -5,6 +5,7 @@ Messages name files relative to the data root; they never show a server path.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Self
 
@@ -191,3 +192,9 @@ class WrongClassWeights(DataError):
 
 class PreflightTimeout(Exception):
     """The data checks ran past their deadline."""
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Raise PreflightTimeout past `deadline`, a time.monotonic()."""
+    if deadline is not None and time.monotonic() > deadline:
+        raise PreflightTimeout

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from app.datasets.errors import BadTimestamp, CorruptFile
+from app.datasets.errors import BadTimestamp, CorruptFile, check_deadline
 from app.datasets.footers import Footer
-from app.datasets.parquet import check_deadline, read_columns, read_first
+from app.datasets.parquet import read_columns, read_first
 from app.datasets.places import S3Path, each
 from app.datasets.times import TimeUnit, detect_unit, raw_times
 from app.errors import shown

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from app.datasets.errors import (
     CorruptFile,
     DataError,
     NotParquet,
-    PreflightTimeout,
     SourceUnavailable,
     Truncated,
     UnsupportedFeature,
+    check_deadline,
 )
 from app.datasets.places import Place, S3Path, aws_reason, openable
 from app.errors import shown
@@ -140,12 +139,6 @@ def read_columns(
             if batch.num_rows:
                 yield RowBatch(first_row, {column: batch.column(column) for column in columns})
             first_row += batch.num_rows
-
-
-def check_deadline(deadline: float | None) -> None:
-    """Raise PreflightTimeout past `deadline`, a time.monotonic()."""
-    if deadline is not None and time.monotonic() > deadline:
-        raise PreflightTimeout
 
 
 def read_first(path: Place, name: str, column: str, row_groups: Sequence[int]) -> Any:

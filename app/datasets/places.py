@@ -25,7 +25,6 @@ REQUESTS_AT_ONCE = 16
 _AWS_ERROR = re.compile(r"AWS Error (\w+)( \(HTTP status \d+\))? during (\w+)")
 _NO_URL = "{!r} is not a usable s3:// URL; it looks like s3://bucket/prefix"
 _QUERY = ("region", "scheme", "endpoint_override")
-_GLOB = {"*": "[^/]*", "?": "[^/]"}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -161,26 +160,6 @@ def each(
         yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def glob_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a glob over keys as pathlib reads it: `*` stays inside a name, `**` crosses folders."""
-    parts = []
-    for segment in pattern.split("/"):
-        if segment == "**":
-            parts.append("(?:[^/]+/)*")
-        else:
-            tokens = re.findall(r"\[!?[^\]]+\]|.", segment)
-            parts.append("".join(_GLOB.get(token) or _literal(token) for token in tokens) + "/")
-    return re.compile("".join(parts).removesuffix("/"))
-
-
-def _literal(token: str) -> str:
-    if len(token) == 1:
-        return re.escape(token)
-    negated = token[1] == "!"
-    inside = token[2 if negated else 1 : -1].replace("\\", r"\\").replace("^", r"\^")
-    return f"[{'^' if negated else ''}{inside}]"
 
 
 @lru_cache(maxsize=16)

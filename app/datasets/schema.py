@@ -18,12 +18,13 @@ from app.datasets.errors import (
     NoRows,
     RowGroupTooLarge,
     SchemaMismatch,
+    check_deadline,
 )
 from app.datasets.features import Features, listed, resolve_features
 from app.datasets.footers import MAX_FAULTS, Footer, Metadata, check_same_schema, read_footer
 from app.datasets.order import Ordered, order_by_time
 from app.datasets.pages import refuse_large_pages, refuse_long_lists
-from app.datasets.parquet import FooterBytes, check_deadline, has_page_checksums, read_columns, read_first
+from app.datasets.parquet import FooterBytes, has_page_checksums, read_columns, read_first
 from app.datasets.places import Place, Root, S3Path, each
 from app.datasets.times import TimeUnit
 from app.datasets.values import decoded_row_bytes
@@ -88,7 +89,7 @@ def open_dataset(
     budget_bytes: memory of the stream; what cannot be decoded in it is refused.
     Raises a DataError whose `problems` list everything found wrong.
     """
-    footers = _read_footers(find_files(root, data.path), deadline)
+    footers = _read_footers(find_files(root, data.path, deadline=deadline), deadline)
     check_same_schema(footers, data.timestamp)
     filled = [footer for footer in footers if footer.rows]
     if not filled:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -24,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 MAX_INT = 2**63 - 1
 
@@ -34,6 +38,33 @@ def _printable(text: str) -> str:
     return text
 
 
+# Pydantic alone takes "1893456000" and "2025-11-01" for times too, and cuts what is finer than a microsecond.
+# The offset may be missing here: that is an error of its own.
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6}0*)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
+
+
+def _rfc3339(value: Any) -> Any:
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC_3339.fullmatch(value)):
+        return value
+    code = "invalid_time" if isinstance(value, str) else "time_type"
+    raise PydanticCustomError(
+        code, "must be a time such as 2025-11-01T00:00:00Z (RFC 3339, to the microsecond)"
+    )
+
+
+def _within_utc(moment: datetime) -> datetime:
+    try:
+        moment.astimezone(UTC)
+    except OverflowError as error:
+        raise PydanticCustomError(
+            "time_out_of_range", "must lie between the years 1 and 9999 in UTC too"
+        ) from error
+    return moment
+
+
+# Not strict, for the split's sake: once its kind was looked for, JSON has become Python, where strictness
+# wants a datetime. `_rfc3339` lets nothing else through.
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_within_utc)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -69,8 +100,8 @@ class FractionSplit(Section):
 class TimeSplit(Section):
     """Cuts at given times: validation from `val_from`, test from `test_from`."""
 
-    val_from: AwareDatetime
-    test_from: AwareDatetime | None = None
+    val_from: Time
+    test_from: Time | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -80,8 +111,11 @@ class TimeSplit(Section):
 
 
 def _split_kind(value: Any) -> str:
-    keys = value.keys() if isinstance(value, dict) else type(value).model_fields
-    return "times" if {"val_from", "test_from"} & set(keys) else "fractions"
+    """Tell the kind of a split; of what is no split at all any will do, for each refuses it."""
+    is_times = isinstance(value, TimeSplit) or (
+        isinstance(value, dict) and not {"val_from", "test_from"}.isdisjoint(value)
+    )
+    return "times" if is_times else "fractions"
 
 
 Split = Annotated[
@@ -291,7 +325,12 @@ class FocalConfig(Section):
 
 
 CostMatrix = Annotated[
-    list[Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], Field(min_length=2, max_length=256)]],
+    list[
+        Annotated[
+            list[Annotated[float, Field(ge=0, le=1e6)]],
+            Field(min_length=2, max_length=256, fail_fast=True),  # else 65,536 errors
+        ]
+    ],
     Field(min_length=2, max_length=256),
 ]
 
@@ -427,8 +466,13 @@ class TrainingConfig(Section):
     """Micro-batches to one optimizer step; unused with "auto"."""
     effective_batch: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Samples to one optimizer step; null = batch_size x accumulation_steps; 15 with "auto"."""
-    loss_reduction: Literal["effective_batch", "micro_batch"] = "effective_batch"
-    """effective_batch: exact weighted mean; micro_batch: the classic loss / accumulation_steps."""
+    loss_reduction: Annotated[
+        Literal["effective_batch", "micro_batch"],
+        Field(
+            description="effective_batch: exact weighted mean; micro_batch: the classic loss of a micro-batch"
+            " / accumulation_steps, with effective_batch given / ceil(effective_batch / batch_size)."
+        ),
+    ] = "effective_batch"
     clip_grad_norm: Annotated[float, Field(gt=0, le=1e9)] | None = None
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time, the same numbers."""
@@ -515,7 +559,7 @@ class JobRequest(Section):
     """Higher runs first."""
     depends_on: Annotated[list[JobId], Field(max_length=64)] = []
     """Jobs that must have succeeded first."""
-    not_before: AwareDatetime | None = None
+    not_before: Time | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Crash budget: attempts in a row that may end without progress."""
     init_from: JobId | None = None

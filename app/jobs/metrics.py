@@ -118,14 +118,18 @@ _TABLES: dict[Scope, sa.Table] = {"epoch": epoch_row, "batch": batch_row, "syste
 
 def _end_of_page(connection: sa.Connection, scope: Scope, job_id: str, behind: int, last: int) -> int:
     table = _TABLES[scope]
-    end = connection.execute(
+    ends = connection.execute(
         sa.select(table.c.seq)
         .where(table.c.job_id == job_id, table.c.seq > behind)
         .order_by(table.c.seq)
         .offset(PAGE_ROWS[scope] - 1)
-        .limit(1)
-    ).scalar_one_or_none()
-    return last if end is None else int(end)
+        .limit(2)
+    ).scalars()
+    match ends.all():
+        case [end, _]:
+            return int(end)
+        case _:  # a full page with nothing behind it is the last one
+            return last
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ def test_a_job_trains_to_its_end(site: Site) -> None:
         metrics = since(connection, job_id)
     assert [epoch["epoch"] for epoch in metrics.epochs] == [1, 2]
     assert metrics.batches["batch"][:3] == [0, 10, 20]
+    assert (row.epoch, row.batch) == (2, row.batches)
+    assert row.batches > metrics.batches["batch"][-1], "the last row is not the last batch"
     assert row.resolved["device"] == "cpu"
     best = site.root / "data" / "jobs" / job_id / "saimp_best.pth"
     model, sidecar = load(best)

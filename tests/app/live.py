@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from app.api.services import Services
-from app.main import create_app
+from app.main import create_app, listen
 from app.migrate import upgrade
 from app.settings import Settings
 from tests.app.api.service import Service
@@ -35,7 +34,7 @@ def live_service(root: Path) -> Iterator[Live]:
     services: Services = app.state.services
     upgrade(services.database)
     write_dataset(settings.data_root / "demo")
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -22,7 +22,7 @@ import pytest
 
 from app.db import connect
 from app.jobs.queue import Claim, Facts, Queue
-from app.main import create_app
+from app.main import create_app, listen
 from app.migrate import WrongSchema, migrate
 from app.settings import Settings
 from tests.factories import OWNER, SLOT, make_request, write_dataset
@@ -169,6 +169,13 @@ def save_best(root: Path, queue: Queue, claim: Claim, content: bytes) -> None:
     path.write_bytes(content)
     best = {"best_epoch": 1, "best_val_loss": 1.0, "best_file": name, "best_sha256": digest}
     queue.record(claim.job_id, claim.attempt, Facts(progress={**best, "best_bytes": len(content)}))
+
+
+def test_a_connection_sends_what_it_has_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "else each answer takes 44 ms"
 
 
 def test_a_taken_port_is_a_sentence(root: Path) -> None:

@@ -28,7 +28,16 @@ from tests.failpoints import Failpoints
 from tests.worker.fakes import Bench, make_bench
 from worker.attempt import PATIENCE_S
 from worker.death import cause_of_death, oom_kills
-from worker.engine.events import BatchDone, CheckpointSaved, Ended, PhaseChanged, Tested, Warned
+from worker.engine.events import (
+    BatchDone,
+    CheckpointSaved,
+    Ended,
+    EpochStarted,
+    PhaseChanged,
+    Resumed,
+    Tested,
+    Warned,
+)
 from worker.supervisor import GIVE_UP_S, Supervisor, hold_slot, others, slot_of, whoami
 from worker.telemetry import Vram
 
@@ -178,6 +187,23 @@ def test_a_database_that_went_back_in_time_ends_the_attempt_and_the_job_goes_on(
     assert bench.attempt.claim.attempt == 2
     with bench.queue.database.reading() as connection:
         assert since(connection, job_id).batches["batch"] == []
+
+
+def test_an_epoch_that_is_over_counts_every_batch(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.says(EpochStarted(1, 2, 88), batch(0), batch(80))
+    assert (bench.row(job_id).epoch, bench.row(job_id).batch) == (1, 80)
+    bench.says(PhaseChanged("validating", 88))
+    bench.says(bench.best(1, 1.0), DONE)
+    bench.dies()
+    row = bench.row(job_id)
+    assert (row.status, row.epoch, row.batch, row.batches) == ("succeeded", 1, 88, 88)
+
+
+def test_a_job_that_goes_on_behind_its_last_epoch_is_at_its_end(bench: Bench) -> None:
+    job_id = bench.begin()
+    bench.says(Resumed("a.ckpt", 3, 0, 9, False, epochs=2, batches=88, best=None))
+    assert (bench.row(job_id).epoch, bench.row(job_id).batch) == (2, 88)
 
 
 def batch(number: int) -> BatchDone:

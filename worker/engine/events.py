@@ -15,9 +15,13 @@ Phase = Literal["preparing", "training", "validating", "saving"]
 
 @dataclass(frozen=True, slots=True)
 class PhaseChanged:
-    """The attempt entered another phase."""
+    """The attempt entered another phase.
+
+    batch: nominal micro-batches of the epoch that are trained by now; null = as the last event had it.
+    """
 
     phase: Phase
+    batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def fit(run: Run) -> Generator[Event, None, None]:
                     run, f"The gradients of {MAX_NON_FINITE_STEPS} steps in a row were not finite."
                 )
                 return
-            yield PhaseChanged("validating")
+            yield PhaseChanged("validating", epoch.batch)
             val = yield from _validate(run, epoch, keep)
             yield from epoch.close(val)
             if not math.isfinite(val.loss):

@@ -78,7 +78,9 @@ class Orders(Door):
             if row.status in FINAL:
                 raise IllegalTransition(
                     f"{_over(row)}; it cannot be resumed.",
-                    "Retry it: a new job goes on from its newest checkpoint.",
+                    "Clone it to train it again."
+                    if row.status == Status.SUCCEEDED
+                    else "Retry it: a new job goes on from its newest checkpoint.",
                 )
             if row.status == Status.PAUSED:
                 self._requeue(connection, row, Reason("none"), "unpaused")

@@ -13,7 +13,7 @@ from app.jobs.queue.records import Row
 from app.jobs.states import Status
 from app.jobs.tables import dependency, epoch_row, event, job
 
-_IN_LINE = ("id", "name", "status", "priority", "not_before", "run_after", "created_at")
+_IN_LINE = ("id", "name", "status", "priority", "place", "not_before", "run_after", "created_at")
 _RECENT = 200  # jobs that are looked back at
 _REASON = ("reason_code", "reason_message", "reason_hint")
 # What tells how long a job will take: the samples it trains on, and what trained so fast before.

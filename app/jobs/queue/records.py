@@ -37,6 +37,12 @@ class JobInUse(ServiceError):
     status, code = 409, "job_in_use"
 
 
+class NothingToRetry(ServiceError):
+    """The job has succeeded: there is nothing left of it to do."""
+
+    status, code = 409, "nothing_to_retry"
+
+
 class LostJob(Exception):
     """The attempt no longer owns its job: another holds a newer token, or the job has ended."""
 

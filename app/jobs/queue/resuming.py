@@ -56,8 +56,7 @@ class Resuming(Door):
                 connection,
                 job_id,
                 [("resumed", _position(at))],
-                epoch=at.epoch if at else None,
-                batch=at.batch if at else None,
+                **_progress(row, at),
                 test=None,
                 **_best_of(connection, row),
             )
@@ -217,6 +216,16 @@ def _best_of(connection: sa.Connection, row: Row) -> dict[str, Any]:
     if best is not None and best.epoch == row.best_epoch:
         return {}  # its file is named by the job alone
     return dict.fromkeys(_BEST)
+
+
+def _progress(row: Row, at: Checkpoint | None) -> dict[str, int | None]:
+    """Say how far a job is at a checkpoint: between two epochs, all of the one before it is trained."""
+    if at is None:
+        return {"epoch": None, "batch": None}
+    is_between = at.epoch > 1 and at.batch == 0 and not at.is_epoch_trained
+    if is_between and row.batches is not None:
+        return {"epoch": at.epoch - 1, "batch": row.batches}
+    return {"epoch": at.epoch, "batch": at.batch}
 
 
 def _position(at: Checkpoint | None) -> dict[str, Any]:

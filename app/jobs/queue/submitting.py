@@ -12,7 +12,7 @@ from app.errors import IllegalTransition, InvalidRequest, Problem
 from app.jobs.config import JobRequest, canonical, config_hash
 from app.jobs.ids import new_id
 from app.jobs.queue.door import Door
-from app.jobs.queue.records import Checkpoint, KeyReuse, QueueFull, Row
+from app.jobs.queue.records import Checkpoint, KeyReuse, NothingToRetry, QueueFull, Row
 from app.jobs.queue.resuming import newest_checkpoint
 from app.jobs.states import FINAL, Status
 from app.jobs.tables import dependency, gate, job
@@ -44,7 +44,8 @@ class Submitting(Door):
         parent_id: the job it was made from. is_retry: it goes on from the newest checkpoint of its parent,
         when config and data agree.
         Raises KeyReuse when the key came with another body, InvalidRequest for impossible dependencies,
-        JobNotFound when there is no parent, IllegalTransition to retry a job that has not ended.
+        JobNotFound when there is no parent, IllegalTransition to retry a job that has not ended,
+        NothingToRetry one that has succeeded.
         """
         with self.database.writing("submit") as connection:
             if idempotency_key is not None:
@@ -96,6 +97,14 @@ class Submitting(Door):
         """Find the job a key has made. Raises KeyReuse when the key came with another body."""
         with self.database.reading() as connection:
             return self._first(connection, idempotency_key, request, parent_id)
+
+    def check_retry(self, parent_id: str) -> None:
+        """Refuse what `submit` would refuse of a retry that goes on, before anything else is looked at.
+
+        Raises JobNotFound, IllegalTransition, NothingToRetry.
+        """
+        with self.database.reading() as connection:
+            self._check_retry(self._get(connection, parent_id))
 
     def dead_dependencies(self, needs: Sequence[str]) -> list[Problem]:
         """List the dependencies that can never succeed, or do not exist."""
@@ -166,17 +175,27 @@ class Submitting(Door):
         return []
 
     @staticmethod
+    def _check_retry(parent: Row) -> None:
+        if parent.status not in FINAL:
+            raise IllegalTransition(
+                f"The job is {parent.status}; only a job that has ended can be retried.",
+                "Cancel it first, or clone it.",
+            )
+        if parent.status == Status.SUCCEEDED:
+            raise NothingToRetry(
+                "The job has succeeded: there is nothing left of it to do.",
+                "Clone it to train with another config (POST /jobs/{id}/clone; saimp clone), or train it once"
+                " more from zero (POST /jobs/{id}/retry?from=start; saimp retry --from-start).",
+            )
+
+    @staticmethod
     def _start(
         connection: sa.Connection, parent: Row | None, request: JobRequest, data_fingerprint: str | None
     ) -> Checkpoint | None:
         """Find where a retry goes on; null = from zero."""
         if parent is None:
             return None
-        if parent.status not in FINAL:
-            raise IllegalTransition(
-                f"The job is {parent.status}; only a job that has ended can be retried.",
-                "Cancel it first, or clone it.",
-            )
+        Submitting._check_retry(parent)
         agrees = (
             parent.config_hash == config_hash(request)
             and parent.data_fingerprint is not None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from app.api.body import MAX_BYTES, parse
 from tests.app.api.service import Service, service
+from tests.app.live import live_service
 
 JSON = {"content-type": "application/json"}
 
@@ -279,10 +283,120 @@ def test_at_most_64_characters_of_input_come_back(api: Service, where: str) -> N
     assert "q" * 65 not in text
 
 
-def test_a_thousand_problems_are_counted_and_the_first_listed(api: Service) -> None:
-    problem = refused(api, json.dumps(demo(**{f"k{number}": 1 for number in range(1000)})).encode())
+MANY = {f"k{number}": 1 for number in range(40_000)}
+BROAD: dict[str, dict[str, Any]] = {
+    "keys": demo(**MANY),
+    "keys of a section": {"data": {"path": "demo", **MANY}},
+    "keys of a split": {"data": {"path": "demo", "split": MANY}},
+    "values of metadata": demo(metadata=MANY),
+    "keys of params": demo(model={"name": "custom", "target": "a:B", "params": {f"-{k}": 1 for k in MANY}}),
+    "values of a matrix": demo(loss={"name": "ordinal", "cost": [["x"] * 256] * 256}),
+    "values of a list": demo(data={"path": "demo", "features": [1] * 4000}),
+    "texts": demo(x=["\0"] * 40_000),
+    "keys twice over": demo(**{f"\x7f{number}": 1 for number in range(40_000)}),
+}
+
+
+@pytest.mark.parametrize("body", BROAD.values(), ids=BROAD.keys())
+def test_of_many_problems_the_first_are_listed_and_looked_for(
+    api: Service, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meant: list[str] = []
+
+    def did_you_mean(name: str, known: list[str]) -> str:
+        meant.append(name)
+        return ""
+
+    monkeypatch.setattr("app.api.explain.did_you_mean", did_you_mean)
+    problem = refused(api, json.dumps(body).encode())
     assert len(problem["errors"]) == 100
-    assert problem["detail"].startswith("1000 problems; the first 100 are listed.")
+    assert problem["detail"].startswith("More than 100 problems; the first 100 are listed.")
+    assert len(meant) < 1000
+
+
+def test_of_many_keys_that_stand_twice_the_first_are_listed(api: Service) -> None:
+    problem = refused(api, b"{" + b",".join(b'"k%d":1,"k%d":1' % (n, n) for n in range(20_000)) + b"}")
+    assert (problem["code"], len(problem["errors"])) == ("duplicate_key", 100)
+
+
+@pytest.mark.parametrize("where", ["tags", "depends_on", "model", "x", "data"])
+def test_a_huge_list_is_one_problem(api: Service, where: str) -> None:
+    assert len(found(api, demo(**{where: [0] * 250_000}))) == 1
+
+
+def test_many_parameters_are_not_all_explained(api: Service) -> None:
+    answer = api.client.get("/jobs?" + "&".join(f"k{number}=1" for number in range(2000)))
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) == 100
+
+
+def test_others_are_served_while_a_body_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    def held(body: bytes) -> Any:
+        is_reading.set()
+        assert may_go_on.wait(30)
+        return parse(body)
+
+    monkeypatch.setattr("app.api.body.parse", held)
+    with live_service(tmp_path) as live, ThreadPoolExecutor() as pool:
+        submitted = pool.submit(httpx2.post, f"{live.url}/jobs", json=demo(), timeout=30)
+        assert is_reading.wait(30)
+        assert httpx2.get(f"{live.url}/healthz", timeout=30).status_code == 200
+        assert not submitted.done()
+        may_go_on.set()
+        assert submitted.result().status_code == 201
+
+
+NO_SPLIT = [0.8, [], "x", True, None, 0, {"train": 0.8, "val_from": "2026-01-01T00:00:00Z"}]
+
+
+@pytest.mark.parametrize("split", NO_SPLIT)
+@pytest.mark.parametrize("path", ["/jobs", "/jobs?dry_run=true", "/datasets/audit"])
+def test_what_is_no_split_is_refused(api: Service, path: str, split: object) -> None:
+    answer = api.client.post(path, json={"data": {"path": "demo", "split": split}})
+    assert answer.status_code == 422
+    assert all(error["pointer"].startswith("/data/split") for error in answer.json()["errors"])
+
+
+@pytest.mark.parametrize(
+    ("time", "code"),
+    [
+        ("1893456000", "invalid_time"),
+        ("1893456000.5", "invalid_time"),
+        ("2026-01-01", "invalid_time"),
+        ("2026-01-01T00:00Z", "invalid_time"),
+        ("20260101T000000Z", "invalid_time"),
+        ("2026-02-30T00:00:00Z", "invalid_time"),
+        ("2026-01-01T25:00:00Z", "invalid_time"),
+        ("2026-01-01T00:00:00+99:00", "invalid_time"),
+        ("2026-01-01T00:00:00.1234567Z", "invalid_time"),
+        ("٢٠٢٦-01-01T00:00:00Z", "invalid_time"),
+        ("2026-01-01T00:00:00", "invalid_time"),
+        ("", "invalid_time"),
+        (1893456000, "wrong_type"),
+        (1.5, "wrong_type"),
+        (True, "wrong_type"),
+        ([], "wrong_type"),
+        ("0001-01-01T00:00:00+14:00", "out_of_range"),
+        ("9999-12-31T23:59:59-14:00", "out_of_range"),
+        ("0000-01-01T00:00:00Z", "invalid_time"),
+    ],
+)
+def test_only_what_rfc_3339_calls_a_time_is_one(api: Service, time: object, code: str) -> None:
+    assert found(api, demo(not_before=time)) == {"/not_before": code}
+    split = {"val_from": time}
+    assert found(api, {"data": {"path": "demo", "split": split}}) == {"/data/split/val_from": code}
+    split = {"val_from": "2026-01-01T00:00:00Z", "test_from": time}
+    assert found(api, {"data": {"path": "demo", "split": split}}) == {"/data/split/test_from": code}
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "1969-12-31T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_cuts_far_away_leave_a_part_empty(api: Service, time: str) -> None:
+    body = {"data": {"path": "demo", "split": {"val_from": time}}}
+    assert found(api, body) == {"/data/split": "empty_split"}
+    for path in ("/jobs?dry_run=true", "/datasets/audit"):
+        assert api.client.post(path, json=body).status_code == 422
 
 
 def test_the_sentence_alone_names_the_problem(api: Service) -> None:

@@ -83,7 +83,7 @@ def test_data_too_large_for_an_answer_in_time_are_refused_with_a_remedy(api: Ser
     write(root_of(api), "a.parquet", table(200))
     with patch("app.datasets.audit.audit.plan_split", side_effect=PreflightTimeout):
         answer = api.client.post("/datasets/audit", json={"data": {"path": "a.parquet"}})
-    assert (answer.status_code, answer.json()["code"]) == (503, "dataset_too_slow")
+    assert (answer.status_code, answer.json()["code"]) == (422, "dataset_too_slow")
     assert "saimp data audit" in answer.json()["hint"]
 
 

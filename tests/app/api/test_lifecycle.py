@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from app.api import schemas
 from app.jobs.queue import Claim, Facts, Reason
 from tests.app.api.service import Service
-from tests.factories import OWNER, SLOT
+from tests.factories import OWNER, SLOT, write_dataset
 
 DEMO = {"data": {"path": "demo"}}
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -98,6 +99,20 @@ def test_a_retry_from_the_start_forgets_the_checkpoint(api: Service) -> None:
     assert api.client.post(f"/jobs/{parent}/retry?from=end").status_code == 422
 
 
+def test_of_a_job_that_has_succeeded_nothing_is_left_to_retry(api: Service) -> None:
+    parent = submitted(api)
+    api.queue.finish(parent, claimed(api).attempt, DONE)
+    shutil.rmtree(api.services.settings.data_root / "demo")
+    refused = api.client.post(f"/jobs/{parent}/retry")
+    assert (refused.status_code, refused.json()["code"]) == (409, "nothing_to_retry")
+    assert all(way in refused.json()["hint"] for way in ("/clone", "?from=start", "--from-start"))
+    assert [row.id for row in api.queue.page()[0]] == [parent]
+    write_dataset(api.services.settings.data_root / "demo")
+    again = api.client.post(f"/jobs/{parent}/retry?from=start")
+    assert (again.status_code, again.json()["parent_id"]) == (201, parent)
+    assert "Clone" in api.client.post(f"/jobs/{parent}/resume").json()["hint"]
+
+
 def test_a_retry_of_a_job_that_may_still_run_is_refused(api: Service) -> None:
     answer = api.client.post(f"/jobs/{submitted(api)}/retry")
     assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
@@ -111,6 +126,32 @@ def test_a_repeated_key_makes_one_retry(api: Service) -> None:
     assert first.json()["id"] == again.json()["id"]
     other = api.client.post("/jobs", json=DEMO, headers=headers)
     assert (other.status_code, other.json()["code"]) == (409, "key_reuse")
+
+
+@pytest.mark.parametrize("split", [0.8, [], "x", True, {"train": None, "val": []}])
+def test_a_clone_with_what_is_no_split_is_refused(api: Service, split: object) -> None:
+    answer = api.client.post(f"/jobs/{submitted(api)}/clone", json={"data": {"split": split}})
+    assert answer.status_code == 422
+    assert all(error["pointer"].startswith("/data/split") for error in answer.json()["errors"])
+
+
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1893456000", 1893456000, [], "soon"]
+)
+def test_an_edit_takes_no_other_times_than_a_submit(api: Service, time: object) -> None:
+    job_id = submitted(api)
+    answer = api.client.patch(f"/jobs/{job_id}", json={"not_before": time})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/not_before"]
+    assert api.client.get(f"/jobs/{job_id}").json()["config"]["not_before"] is None
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"])
+def test_a_job_may_wait_from_the_first_year_to_the_last(api: Service, time: str) -> None:
+    job_id = submitted(api, not_before=time)
+    assert api.client.get(f"/jobs/{job_id}").json()["config"]["not_before"] == time
+    assert api.client.get("/queue").status_code == 200
+    assert api.client.get("/jobs").status_code == 200
 
 
 def test_a_clone_patches_the_config(api: Service) -> None:
@@ -212,10 +253,45 @@ def test_other_edits_are_refused_and_change_nothing(
     assert api.client.get(f"/jobs/{job_id}").json() == before
 
 
+def test_an_edit_hints_only_at_what_it_takes(api: Service) -> None:
+    job_id = submitted(api)
+    patch = {"priorty": 1, "epochs": 3, "modle": {}, "label": "x"}
+    errors = api.client.patch(f"/jobs/{job_id}", json=patch).json()["errors"]
+    assert [(error["pointer"], error["hint"]) for error in errors] == [
+        ("/priorty", "Did you mean 'priority'?"),
+        *((f"/{key}", "Known here: metadata, name, not_before, priority, tags.") for key in list(patch)[1:]),
+    ]
+    answer = api.client.patch(f"/jobs/{job_id}", json={f"k{number}": 1 for number in range(5000)})
+    assert len(answer.json()["errors"]) == 100
+
+
 def test_the_priority_of_an_ended_job_is_settled(api: Service) -> None:
     job_id = ended(api)
     assert api.client.patch(f"/jobs/{job_id}", json={"priority": 1}).status_code == 409
     assert api.client.patch(f"/jobs/{job_id}", json={"name": "kept"}).status_code == 200
+
+
+def test_the_queue_is_read_page_by_page(api: Service) -> None:
+    ids = [submitted(api, priority=priority) for priority in (0, 5, 0, -3, 5)]
+    turn = [ids[number] for number in (1, 4, 0, 2, 3)]
+    whole = api.client.get("/queue?limit=5").json()
+    assert ([job["id"] for job in whole["data"]], whole["has_more"], whole["next_after"]) == (
+        turn,
+        False,
+        None,
+    )
+    seen, page = [], api.client.get("/queue?limit=2").json()
+    schemas.Line.model_validate(page)
+    while True:
+        seen += [(job["id"], job["position"]) for job in page["data"]]
+        if not page["has_more"]:
+            break
+        if len(seen) == 2:  # the last one seen may leave meanwhile
+            api.queue.cancel(seen[-1][0])
+        page = api.client.get("/queue", params={"limit": 2, "after": page["next_after"]}).json()
+    assert [job_id for job_id, _ in seen] == turn
+    assert [position for _, position in seen[2:]] == [2, 3, 4]
+    assert api.client.get("/queue?after=soon").status_code == 422
 
 
 def test_a_job_moves_before_and_after(api: Service) -> None:

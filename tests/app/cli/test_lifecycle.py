@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from app.jobs.queue import Reason
 from tests.app.cli import call
 from tests.app.live import Live
 
@@ -48,6 +49,16 @@ def test_retry_and_clone_print_the_new_id(live: Live) -> None:
     assert live.queue.get(again.stdout.strip()).parent_id == job_id
     cloned = saimp(live, "clone", job_id, "--set", "training.epochs=2")
     assert live.queue.get(cloned.stdout.strip()).config["training"]["epochs"] == 2
+
+
+def test_a_retry_of_a_success_names_the_ways_on(live: Live) -> None:
+    taken = live.claimed()
+    job_id = taken.job_id
+    live.queue.finish(job_id, taken.attempt, Reason("completed"))
+    result = saimp(live, "retry", job_id)
+    assert result.exit_code != 0
+    assert "--from-start" in result.output
+    assert saimp(live, "retry", job_id, "--from-start").exit_code == 0
 
 
 def test_promote_says_who_reigns(live: Live) -> None:

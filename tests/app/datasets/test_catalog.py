@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.datasets.catalog import DatasetEntry, find_files, list_datasets
-from app.datasets.errors import DataError
+from app.datasets import catalog
+from app.datasets.catalog import DatasetEntry, each_dataset, find_files, list_datasets
+from app.datasets.errors import DataError, PreflightTimeout
 from tests.app.datasets.make import table, write
 
 
@@ -73,7 +74,7 @@ def test_every_way_out_of_the_root_is_refused(root: Path, pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["nothing", "btc/2030-*.parquet", "#", "btc/[", "x" * 1000, "**/" * 9 + "*"]
+    "pattern", ["nothing", "btc/2030-*.parquet", "#", "btc/[", "x" * 1000, "*/" * 500, "x/" * 65]
 )
 def test_what_matches_nothing_is_named(root: Path, pattern: str) -> None:
     assert refusal(root, pattern).code == "no_files"
@@ -123,6 +124,40 @@ def test_a_link_inside_the_root_is_followed_but_not_into_the_service(root: Path)
 def test_a_loop_of_folders_ends(root: Path) -> None:
     (root / "btc/again").symlink_to(root / "btc")
     assert len(names(root, "btc")) == 3
+
+
+@pytest.mark.parametrize("pattern", ["b*", "*/*", "**/*", "*/**", "**/" * 9 + "*"])
+def test_a_glob_follows_no_links_to_folders(root: Path, pattern: str) -> None:
+    before = names(root, pattern)
+    (root / "btc/again").symlink_to(".")
+    (root / "more").symlink_to("btc")
+    assert names(root, pattern) == before
+    assert refusal(root, "*/again/*").code == "no_files"
+    assert len(names(root, "btc/again/*")) == 3, "the path names it"
+
+
+def test_links_in_a_circle_are_walked_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (root / "btc" / name).symlink_to(".")
+    looked: list[Path] = []
+    entries = catalog._entries
+
+    def look(folder: Path) -> list[os.DirEntry[str]]:
+        looked.append(folder)
+        return entries(folder)
+
+    monkeypatch.setattr(catalog, "_entries", look)
+    assert refusal(root, "btc" + "/*" * 40).code == "no_files"
+    assert refusal(root, "**/" * 40 + "x").code == "no_files"
+    assert len(looked) == 2 + 3, "each folder once a pattern"
+
+
+@pytest.mark.parametrize("pattern", [".", "btc", "**/*", "*/*.parquet"])
+def test_the_deadline_holds_inside_the_walk(root: Path, pattern: str) -> None:
+    with pytest.raises(PreflightTimeout):
+        find_files(root, pattern, deadline=0.0)
+    with pytest.raises(PreflightTimeout):
+        list(each_dataset(root, deadline=0.0))
 
 
 def test_pipes_and_dangling_links_are_no_regular_files(root: Path) -> None:

@@ -109,6 +109,20 @@ def test_pages_cover_every_row_once(queue: Queue, claim: Claim, monkeypatch: pyt
     assert (epochs, seconds) == (list(range(1, 13)), 12)
 
 
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_a_full_page_with_nothing_behind_it_is_the_last(
+    queue: Queue, claim: Claim, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    monkeypatch.setattr(metrics, "PAGE_ROWS", {"epoch": 2, "batch": 2, "system": 2})
+    record(queue, claim, Facts(epochs=[epoch(number + 1) for number in range(epochs)]))
+    record(queue, claim, Facts(events=[("warning", {})]))
+    found = read(queue, claim)
+    while found.has_more:
+        found = read(queue, claim, after=found.seq)
+        assert not found.is_empty
+    assert found.epochs[-1]["epoch"] == epochs
+
+
 def test_nothing_new_is_empty(queue: Queue, claim: Claim) -> None:
     record(queue, claim, Facts(systems=[system(0)]))
     found = read(queue, claim)

@@ -365,7 +365,7 @@ def test_asked_for_in_validation_it_is_made_at_once_and_the_run_may_leave(tmp_pa
     events: list[Any] = []
     for event in fit(run):
         events.append(event)
-        if isinstance(event, Tick) and events[-2] == PhaseChanged("validating"):
+        if isinstance(event, Tick) and events[-2] == PhaseChanged("validating", 11):
             run.request_checkpoint()
             assert run.is_checkpoint_requested
         if isinstance(event, CheckpointSaved):
