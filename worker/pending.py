@@ -63,7 +63,11 @@ class Pending:
             case PhaseChanged():
                 self.progress["phase"] = event.phase
             case Prepared():
-                self.progress |= {"resolved": event.resolved, "plan": event.plan}
+                self.progress |= {
+                    "resolved": event.resolved,
+                    "plan": event.plan,
+                    "comparison_key": event.comparison_key,
+                }
                 self.note("prepared")
             case EpochStarted():
                 self._at(event.epoch, 0, event.epochs, event.batches)

@@ -37,6 +37,12 @@ class JobInUse(ServiceError):
     status, code = 409, "job_in_use"
 
 
+class IsChampion(ServiceError):
+    """The job is the champion: its best is saimp_best.pth, or it was promoted."""
+
+    status, code = 409, "is_champion"
+
+
 class LostJob(Exception):
     """The attempt no longer owns its job: another holds a newer token, or the job has ended."""
 
