@@ -149,8 +149,9 @@ class Client:
         return self._json("GET", f"/jobs/{_safe(job_id)}", wait=wait)
 
     def resolve(self, reference: str) -> str:
-        """Return the id meant by an id, the beginning of one, or `@last`.
+        """Return the id meant by an id, the beginning of one, `@last`, `@best` or `@best:DATASET`.
 
+        The best is the champion of the key whose job ended last; of a dataset, by its path, when named.
         Raises JobUnknown, or AmbiguousId naming the candidates.
         """
         if reference == "@last":
@@ -158,6 +159,8 @@ class Client:
             if not newest:
                 raise JobUnknown("there is no job yet")
             return str(newest[0]["id"])
+        if reference == "@best" or reference.startswith("@best:"):
+            return self._best(reference.removeprefix("@best").removeprefix(":"))
         prefix = reference.strip().upper()
         if _ID.fullmatch(prefix):
             return prefix
@@ -169,6 +172,22 @@ class Client:
             shown = ", ".join(sorted(ids)[:5]) + (", ..." if len(ids) > 5 else "")
             raise AmbiguousId(f"{len(ids)} jobs have an id that starts with {reference[:64]!r}: {shown}")
         return ids[0]
+
+    def _best(self, dataset: str) -> str:
+        found = self.champions(path=dataset or None, limit=1)["data"]
+        if not found:
+            of = f" of the dataset {dataset[:64]!r}" if dataset else ""
+            raise JobUnknown(f"no job{of} has ended with a best checkpoint yet")
+        return str(found[0]["job"]["id"])
+
+    def champions(self, *, path: str | None = None, limit: int = 50, after: str | None = None) -> Json:
+        """Return the best job of each comparison key, the newest key first: {data, has_more, next_after}.
+
+        path: only keys of jobs with this `data.path`.
+        """
+        params = {"limit": str(limit)}
+        params |= {key: value for key, value in (("path", path), ("after", after)) if value is not None}
+        return self._json("GET", "/champions", params=params)
 
     def metrics(
         self,
@@ -230,8 +249,12 @@ class Client:
         return self._json("POST", f"/jobs/{_safe(job_id)}/resume")
 
     def promote(self, job_id: str) -> Json:
-        """Make the job's best the champion, pin it there, and return the job."""
+        """Make the job's best the champion until its promotion ends, and return the job."""
         return self._json("POST", f"/jobs/{_safe(job_id)}/promote")
+
+    def end_promotion(self, job_id: str) -> Json:
+        """Let the best of the comparable jobs be the champion again, and return the job."""
+        return self._json("DELETE", f"/jobs/{_safe(job_id)}/promote")
 
     def retry(self, job_id: str, *, from_start: bool = False, idempotency_key: str | None = None) -> Json:
         """Queue a job that has ended once more and return the new one; it goes on where it was saved last.
@@ -262,9 +285,10 @@ class Client:
         body = {side: other for side, other in sides.items() if other is not None}
         return self._json("POST", f"/jobs/{_safe(job_id)}/move", json=body)
 
-    def delete(self, job_id: str) -> None:
-        """Delete a job that has ended, with its files."""
-        self._send("DELETE", f"/jobs/{_safe(job_id)}")
+    def delete(self, job_id: str, *, drop_champion: bool = False) -> None:
+        """Delete a job that has ended, with its files; the champion only with drop_champion."""
+        params = {"champion": "drop"} if drop_champion else None
+        self._send("DELETE", f"/jobs/{_safe(job_id)}", params=params)
 
     def queue(self, *, limit: int | None = None, after: str | None = None) -> Json:
         """Return who waits, in the order of their turn: {data, has_more, next_after, drained_at}."""

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import migrate
 from app.api import (
     artifacts,
+    champions,
     checkpoint,
     datasets,
     docs,
@@ -48,23 +49,34 @@ from app.version import version_text
 SCHEMA_WAIT_S = 30.0
 SHUTDOWN_S = 5
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-PARTS = (jobs, lifecycle, metrics, logs, plot, checkpoint, artifacts, datasets, system, prometheus, docs)
+PARTS = (
+    jobs,
+    lifecycle,
+    metrics,
+    logs,
+    plot,
+    checkpoint,
+    champions,
+    artifacts,
+    datasets,
+    system,
+    prometheus,
+    docs,
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Make the application; null reads the settings from the environment."""
     settings = settings or load()
     database = connect(settings.database)
-    services = Services(
-        settings,
-        database,
-        Queue(database),
-        Paths(settings.data_root.absolute(), settings.logs_root.absolute()),
-    )
+    paths = Paths(settings.data_root.absolute(), settings.logs_root.absolute())
+    services = Services(settings, database, Queue(database, paths=paths), paths)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(migrate.wait_for_head, database, timeout_s=SCHEMA_WAIT_S)
+        with suppress(StorageUnavailable):  # a database that is busy now: the next ending sees to it
+            await run_in_threadpool(services.queue.follow_champion)
         yield
         services.stopping.set()
         database.dispose()

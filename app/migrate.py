@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 import migrations
 from app.database_file import refuse_damaged
 from app.db import Database, connect
+from app.jobs.files import Paths
 
 MIGRATION_LOCK = 0x5A1319  # any number, the same for all
 
@@ -35,15 +36,18 @@ def current(database: Database) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def upgrade(database: Database) -> None:
-    """Bring the database to the newest version, in one transaction. Raises WrongSchema if it is newer."""
+def upgrade(database: Database, data_root: Path | None = None) -> None:
+    """Bring the database to the newest version, in one transaction. Raises WrongSchema if it is newer.
+
+    data_root: where a version finds what older ones kept in files; null = there are none.
+    """
     with database.writing() as connection:
         if connection.dialect.name == "postgresql":
             # Two that start at once: the second waits, and finds nothing left to do.
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         _refuse_newer(MigrationContext.configure(connection).get_current_revision())
         config = _config()
-        config.attributes["connection"] = connection
+        config.attributes |= {"connection": connection, "data_root": data_root}
         command.upgrade(config, "head")
 
 
@@ -74,16 +78,16 @@ def wait_for_head(
         sleep(0.1)
 
 
-def migrate(url: str, backup: Path) -> None:
+def migrate(url: str, paths: Paths) -> None:
     """Open the database at a URL and bring it to the newest version; a damaged file is left as it is.
 
-    backup: where its last copy would be. Raises WrongSchema, StorageUnavailable.
+    Raises WrongSchema, StorageUnavailable.
     """
     database = connect(url)
     try:
         if database.file is not None and database.file.exists():
-            refuse_damaged(database.file, backup)
-        upgrade(database)
+            refuse_damaged(database.file, paths.database_backup())
+        upgrade(database, paths.data_root)
     finally:
         database.dispose()
 

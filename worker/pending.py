@@ -65,7 +65,11 @@ class Pending:
                 if event.batch is not None:
                     self.progress["batch"] = event.batch
             case Prepared():
-                self.progress |= {"resolved": event.resolved, "plan": event.plan}
+                self.progress |= {
+                    "resolved": event.resolved,
+                    "plan": event.plan,
+                    "comparison_key": event.comparison_key,
+                }
                 self.note("prepared")
             case EpochStarted():
                 self._at(event.epoch, 0, event.epochs, event.batches)

@@ -31,7 +31,8 @@ from app.datasets.schema import Dataset, open_dataset
 from app.datasets.split import SplitPlan
 from app.errors import InvalidData
 from app.failpoints import failpoint
-from app.jobs.config import JobRequest, canonical, config_hash
+from app.jobs.comparison import comparison_key
+from app.jobs.config import JobRequest, config_hash
 from app.jobs.sizes import batch_statistics
 from app.jobs.states import ENDINGS, Status
 from app.version import version_text
@@ -250,6 +251,7 @@ class _Attempt:
         yield Prepared(
             {**asdict(resolved), **_resolved_besides(resolved, dataset, plan)},
             plan_document(request, plan, _model_size(self._assignment, request, dataset, plan, run)),
+            _key(request, dataset, plan),
         )
         if self._assignment.resume is not None:
             resume = self._assignment.resume
@@ -405,7 +407,7 @@ def _sidecar(
         "resolved": {**asdict(resolved), **_resolved_besides(resolved, dataset, plan)},
         "classes": list(plan.classes),
         "data_fingerprint": dataset.fingerprint,
-        "comparison_key": comparison_key(request, dataset, plan),
+        "comparison_key": _key(request, dataset, plan),
         "versions": {
             "saimp": version_text(),
             "torch": torch.__version__,
@@ -414,25 +416,15 @@ def _sidecar(
     }
 
 
-def comparison_key(request: JobRequest, dataset: Dataset, plan: SplitPlan) -> str:
-    """Name what two validation losses must share to be comparable. Contract, section 4, "Champion"."""
-    data = request.data
-    shared = {
-        "fingerprint": dataset.fingerprint,
-        "cuts_ns": plan.cuts_ns,
-        "window": data.window,
-        "stride": data.stride,
-        "max_gap_s": data.max_gap_s,
-        "embargo_s": data.embargo_s,
-        "horizon_s": dataset.horizon_s,
-        "label_end": dataset.label_end,
-        "label": data.label,
-        "loss": {
-            **request.loss.model_dump(mode="json"),
-            "class_weights": resolve_class_weights(request.loss.class_weights, plan.num_classes),
-        },
-    }
-    return hashlib.sha256(canonical(shared).encode()).hexdigest()
+def _key(request: JobRequest, dataset: Dataset, plan: SplitPlan) -> str:
+    return comparison_key(
+        request,
+        fingerprint=dataset.fingerprint,
+        cuts_ns=plan.cuts_ns,
+        horizon_s=dataset.horizon_s,
+        label_end=dataset.label_end,
+        class_weights=resolve_class_weights(request.loss.class_weights, plan.num_classes),
+    )
 
 
 class _Memory:

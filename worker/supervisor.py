@@ -32,7 +32,6 @@ from app.db import connect
 from app.errors import ServiceError, StorageDamaged, StorageUnavailable
 from app.failpoints import failpoint
 from app.jobs import queue
-from app.jobs.champion import crown
 from app.jobs.files import Paths
 from app.jobs.metrics import Scope, since
 from app.jobs.queue import LEASE_S, Checkpoint, Claim, LostJob, Owner, Queue, Reason, Row, Tell
@@ -130,6 +129,7 @@ class Supervisor:
                 if not is_whole:
                     publish_best(self._paths, row.id, row.best_file)
                 self._settle(row)
+        self._queue.follow_champion()
 
     def _put_back_abandoned(self) -> None:
         """Do the same for slots that the settings no longer name, as far as nobody holds them."""
@@ -375,9 +375,10 @@ class Supervisor:
 
     def _settle(self, row: Row) -> None:
         """Do what follows an attempt's end. The sweep comes last: tidy folders say that the rest is done."""
-        is_whole = row.best_sha256 is not None and is_published(self._paths, row.id, row.best_sha256)
-        if row.finished_at is not None and is_whole and crown(self._paths, row.id):
-            self._say(f"{row.id} is the champion")
+        if row.ending is not None and row.comparison_key is not None:
+            best = self._queue.champion(row.comparison_key)
+            if best is not None and best.id == row.id:
+                self._say(f"{row.id} is the champion")
         sweep(self._paths, row.id, self._queue.kept_files(row.id))
 
 
@@ -453,7 +454,8 @@ def _serve(settings: Settings, slot: str | None) -> int:
     spawner = Spawner()
     spawner.warm_up()
     database = connect(settings.database, busy_timeout_s=DATABASE_BUSY_S)
-    supervisor = Supervisor(settings, Queue(database), spawner, say, device=slot)
+    paths = Paths(settings.data_root.absolute(), settings.logs_root.absolute())
+    supervisor = Supervisor(settings, Queue(database, paths=paths), spawner, say, device=slot)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         supervisor.stopping = True

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 
 from fastapi import APIRouter, Request
@@ -19,8 +19,7 @@ from app.api.parameters import JobId
 from app.api.reply import Json
 from app.api.services import Services, Use
 from app.errors import ServiceError
-from app.jobs import champion
-from app.jobs.files import BEST_NAME
+from app.jobs.files import BEST_NAME, sidecar
 from app.jobs.queue import Row
 
 router = APIRouter(tags=["files"])
@@ -53,7 +52,34 @@ class BadRange(ServiceError):
 @router.get("/jobs/{job_id}/checkpoint", operation_id="download_checkpoint", **openapi.CHECKPOINT)
 def download_checkpoint(job_id: JobId, request: Request, use: Use) -> Response:
     """Download the best weights so far, a plain state_dict; a range of them with Range."""
-    row, file = _opened(use, job_id)
+    return best_of(lambda: use.queue.get(job_id), request, use)
+
+
+@router.post("/jobs/{job_id}/promote", operation_id="promote_job", response_model=schemas.Job)
+def promote(job_id: JobId, use: Use) -> Response:
+    """Make the job's best the champion, `saimp_best.pth` in the data root, until its promotion ends.
+
+    A job that ends later does not replace it, however good; only another promotion does.
+    """
+    row, file = _opened(lambda: use.queue.get(job_id), use)
+    with file:
+        _verify(row, file)
+    if not sidecar(use.paths.job(row.id) / row.best_file).exists():
+        raise CheckpointCorrupt("The description beside the checkpoint is gone.")
+    row = use.queue.promote(row.id)
+    return Json(views.job(row, views.standing(use.queue, [row])))
+
+
+@router.delete("/jobs/{job_id}/promote", operation_id="end_promotion", response_model=schemas.Job)
+def end_promotion(job_id: JobId, use: Use) -> Response:
+    """End the job's promotion: the best of the comparable jobs is the champion again."""
+    row = use.queue.end_promotion(job_id)
+    return Json(views.job(row, views.standing(use.queue, [row])))
+
+
+def best_of(read: Callable[[], Row], request: Request, use: Services) -> Response:
+    """Send the best of the job that `read` gives: verified, a range of it where one is asked for."""
+    row, file = _opened(read, use)
     try:
         _verify(row, file)
         return _answer(request, row, file)
@@ -62,32 +88,17 @@ def download_checkpoint(job_id: JobId, request: Request, use: Use) -> Response:
         raise
 
 
-@router.post("/jobs/{job_id}/promote", operation_id="promote_job", response_model=schemas.Job)
-def promote(job_id: JobId, use: Use) -> Response:
-    """Make the best so far the champion, `saimp_best.pth` in the data root, and pin it.
-
-    A job that ends later does not replace it, however good; only another promotion does.
-    """
-    row, file = _opened(use, job_id)
-    with file:
-        _verify(row, file)
-        if not champion.promote(use.paths, use.paths.job(row.id) / row.best_file):
-            raise CheckpointCorrupt("The description beside the checkpoint is gone.")
-    row = use.queue.promoted(row.id, row.best_sha256)
-    return Json(views.job(row, views.standing(use.queue, [row])))
-
-
-def _opened(services: Services, job_id: str) -> tuple[Row, BufferedReader]:
-    row = services.queue.get(job_id)
+def _opened(read: Callable[[], Row], services: Services) -> tuple[Row, BufferedReader]:
+    row = read()
     while True:
         if row.best_file is None:
             raise NoCheckpointYet(hint="It comes with the first validated epoch.")
         try:
-            return row, (services.paths.job(job_id) / row.best_file).open("rb")
+            return row, (services.paths.job(row.id) / row.best_file).open("rb")
         except FileNotFoundError as error:
             # A better one may have replaced it since the row was read.
-            before, row = row.best_file, services.queue.get(job_id)
-            if row.best_file == before:
+            before, row = row, read()
+            if (row.id, row.best_file) == (before.id, before.best_file):
                 raise CheckpointCorrupt("The checkpoint's file is gone.") from error
 
 

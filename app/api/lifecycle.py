@@ -47,6 +47,11 @@ class DrainQuery(parameters.Query):
     """What runs is put back into the queue, saved; or may run to its end."""
 
 
+class DeleteQuery(parameters.Query):
+    champion: Literal["drop"] | None = None
+    """drop: also the job behind `saimp_best.pth`, or the promoted one; the next best follows."""
+
+
 @router.post("/jobs/{job_id}/pause", operation_id="pause_job", response_model=schemas.Job, **openapi.ORDER)
 def pause(job_id: JobId, use: Use) -> Response:
     """Pause a job: at once when it waits, else as soon as its worker has saved it (202)."""
@@ -123,9 +128,9 @@ def move(job_id: JobId, body: Body, use: Use) -> Response:
 
 
 @router.delete("/jobs/{job_id}", operation_id="delete_job", status_code=204, response_class=Response)
-def delete(job_id: JobId, use: Use) -> Response:
-    """Delete a job that has ended, with its history, metrics, log and files. The champion stays."""
-    use.queue.delete(job_id, partial(_remove_files, use))
+def delete(job_id: JobId, query: Annotated[DeleteQuery, Query()], use: Use) -> Response:
+    """Delete a job that has ended, with its history, metrics, log and files; the champion only if told."""
+    use.queue.delete(job_id, partial(_remove_files, use), drops_champion=query.champion == "drop")
     return Response(status_code=204)
 
 

@@ -56,7 +56,7 @@ class Warned(Answer):
     message: str
 
 
-class Job(Answer):
+class JobSummary(Answer):
     id: str
     name: str | None
     tags: list[str]
@@ -69,16 +69,13 @@ class Job(Answer):
     attempt: int
     crashes: int
     queue: Place
+    champion: bool
+    """Of its comparison key: the promoted job, or the best of those that have ended."""
     progress: Progress
     best: Best | None
     test: Test | None
-    config: dict[str, Any]
-    """The body as validated, with defaults."""
-    resolved: dict[str, Any] | None
-    """What every null and auto became; null before the first attempt."""
     config_hash: str
     data_fingerprint: str | None
-    warnings: list[Warned]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -86,8 +83,31 @@ class Job(Answer):
     links: dict[str, str]
 
 
+class Job(JobSummary):
+    config: dict[str, Any]
+    """The body as validated, with defaults."""
+    resolved: dict[str, Any] | None
+    """What every null and auto became; null before the first attempt."""
+    warnings: list[Warned]
+
+
 class JobPage(Answer):
     data: list[Job]
+    has_more: bool
+    next_after: str | None
+
+
+class Champion(Answer):
+    comparison_key: str
+    """Equal for jobs whose validation losses are comparable."""
+    promoted: bool
+    behind_file: bool
+    """Whether `saimp_best.pth` in the data root is its best."""
+    job: JobSummary
+
+
+class ChampionPage(Answer):
+    data: list[Champion]
     has_more: bool
     next_after: str | None
 

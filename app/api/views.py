@@ -29,18 +29,21 @@ class Standing:
     starts: Mapping[str, datetime]  # as far as can be told
     drained_at: datetime | None  # null: the queue is open
     besides_s: Mapping[str, float]  # of running jobs: what an epoch takes besides training
+    champions: frozenset[str]  # of the comparison keys of jobs that have ended
 
 
 def standing(queue: Queue, rows: Sequence[Row]) -> Standing:
     """Look up what the rows that are queued wait for."""
     now = queue.now()
     besides_s = {row.id: _besides_s(queue, row) for row in rows if row.status == Status.RUNNING}
+    ended = [row for row in rows if Status(row.status).is_final]
+    champions = queue.champion_ids({row.comparison_key for row in ended if row.comparison_key is not None})
     if all(row.status != Status.QUEUED for row in rows):
-        return Standing(now, {}, {}, {}, None, besides_s)
+        return Standing(now, {}, {}, {}, None, besides_s, champions)
     line, unmet, drained_at = queue.line(), queue.waiting(), queue.drained_at()
     places = {row.id: place for place, row in enumerate(line, 1)}
     soon = {} if drained_at else starts(line, _free_at(queue, now), queue.speeds(), skipped=unmet)
-    return Standing(now, places, unmet, soon, drained_at, besides_s)
+    return Standing(now, places, unmet, soon, drained_at, besides_s, champions)
 
 
 def _free_at(queue: Queue, now: datetime) -> list[datetime | None]:
@@ -50,6 +53,14 @@ def _free_at(queue: Queue, now: datetime) -> list[datetime | None]:
     idle = [row.slot for row in queue.workers() if is_alive(row, now) and row.slot not in etas]
     busy = [None if eta_s is None else now + timedelta(seconds=eta_s) for eta_s in etas.values()]
     return [*(now for _ in idle), *busy]
+
+
+_LONG = ("config", "resolved", "warnings")
+
+
+def summary(row: Row, where: Standing) -> dict[str, Any]:
+    """Render a job without what is long."""
+    return {name: value for name, value in job(row, where).items() if name not in _LONG}
 
 
 def job(row: Row, where: Standing) -> dict[str, Any]:
@@ -66,6 +77,7 @@ def job(row: Row, where: Standing) -> dict[str, Any]:
         "attempt": row.attempt,
         "crashes": row.crashes,
         "queue": place(row, where),
+        "champion": row.is_promoted or row.id in where.champions,
         "progress": progress(row, where.besides_s.get(row.id, 0.0)),
         "best": best(row),
         "test": test(row),

@@ -17,7 +17,7 @@ from app.settings import Settings
 def find_best(job: str, settings: Settings) -> Path:
     """Return a checkpoint: `job` is its file, or a job whose files are below the data root.
 
-    The service is asked only for what the data root does not tell: the beginning of an id, or @last.
+    The service is asked only for what the data root does not tell: the beginning of an id, @last or @best.
     """
     if job.endswith(".pth"):
         path = Path(job)

@@ -24,7 +24,12 @@ class Output(StrEnum):
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What stdout carries.")]
 JobArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="A job's id, the beginning of one, or @last.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="A job's id, the beginning of one, @last, @best or @best:DATASET.",
+        show_default=False,
+    ),
 ]
 
 

@@ -25,7 +25,9 @@ def export(
     job: Annotated[
         str,
         typer.Argument(
-            metavar="ID", help="A job's id, the beginning of one, @last, or a .pth file.", show_default=False
+            metavar="ID",
+            help="A job's id, the beginning of one, @last, @best, or a .pth file.",
+            show_default=False,
         ),
     ],
     form: Annotated[Format, typer.Option("--format", "-f", help="What to write.")] = Format.onnx,

@@ -77,18 +77,34 @@ def move(
     _say(found, f"is {render.status(found)}", output)
 
 
-def promote(job: JobArgument, output: OutputOption = Output.text) -> None:
-    """Make a job's best the champion and pin it: no later job replaces it."""
-    with connect() as client:
-        found = client.promote(client.resolve(job))
-    _say(found, f"is the champion with val loss {render.loss(found['best']['val_loss'])}, pinned", output)
-
-
-def rm(job: JobArgument) -> None:
-    """Delete a job that has ended, with its log and files. The champion stays."""
+def promote(
+    job: JobArgument,
+    end: Annotated[
+        bool, typer.Option("--end", help="End its promotion: the best of the comparable follows.")
+    ] = False,
+    output: OutputOption = Output.text,
+) -> None:
+    """Make a job's best the champion, `saimp_best.pth` in the data root: no later job replaces it."""
     with connect() as client:
         job_id = client.resolve(job)
-        client.delete(job_id)
+        found = client.end_promotion(job_id) if end else client.promote(job_id)
+    if end:
+        what = "is not promoted" + (", and the best of its key" if found["champion"] else "")
+    else:
+        what = f"is promoted to champion, with val loss {render.loss(found['best']['val_loss'])}"
+    _say(found, what, output)
+
+
+def rm(
+    job: JobArgument,
+    drop_champion: Annotated[
+        bool, typer.Option("--drop-champion", help="Also the champion: the next best follows.")
+    ] = False,
+) -> None:
+    """Delete a job that has ended, with its log and files."""
+    with connect() as client:
+        job_id = client.resolve(job)
+        client.delete(job_id, drop_champion=drop_champion)
     talk(f"{job_id[: render.SHORT]} is deleted")
 
 

@@ -77,6 +77,8 @@ def _cells(job: dict[str, Any], job_id: str) -> tuple[str, ...]:
     note = render.reason(job) if job["status"] != Status.SUCCEEDED else render.words(job["reason"]["code"])
     if job["status"] == Status.RUNNING and eta_s is not None:
         note = f"{render.duration(eta_s)} left"
+    if job.get("champion"):
+        note = f"champion, {note}"
     return (
         job_id,
         job["name"] or render.DASH,

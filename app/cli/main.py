@@ -31,7 +31,7 @@ COMMANDS = {
     "retry": Lazy("app.cli.lifecycle:retry", "Queue a job that has ended once more.", _JOBS),
     "clone": Lazy("app.cli.lifecycle:clone", "Queue a new job with a job's config, changed.", _JOBS),
     "move": Lazy("app.cli.lifecycle:move", "Change the order of the jobs that wait.", _JOBS),
-    "promote": Lazy("app.cli.lifecycle:promote", "Make a job's best the champion, and pin it.", _JOBS),
+    "promote": Lazy("app.cli.lifecycle:promote", "Make a job's best the champion, or end that.", _JOBS),
     "rm": Lazy("app.cli.lifecycle:rm", "Delete a job that has ended.", _JOBS),
     "drain": Lazy("app.cli.lifecycle:drain", "Start no job any more, until the queue is opened.", _JOBS),
     "open": Lazy("app.cli.lifecycle:open_queue", "Start jobs again.", _JOBS),

@@ -66,7 +66,7 @@ def migrate(
     from app.migrate import migrate as run  # noqa: PLC0415
 
     try:
-        run(settings.database, Paths(settings.data_root, settings.logs_root).database_backup())
+        run(settings.database, Paths(settings.data_root, settings.logs_root))
     except StorageUnavailable as error:
         say_error(error.message, error.hint)
     except WrongSchema as error:

@@ -16,7 +16,9 @@ def predict(
     job: Annotated[
         str,
         typer.Argument(
-            metavar="ID", help="A job's id, the beginning of one, @last, or a .pth file.", show_default=False
+            metavar="ID",
+            help="A job's id, the beginning of one, @last, @best, or a .pth file.",
+            show_default=False,
         ),
     ],
     data: Annotated[str, typer.Argument(help="Parquet file, folder or glob.", show_default=False)],

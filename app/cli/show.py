@@ -56,6 +56,8 @@ def _facts(job: Json, url: str) -> Iterator[tuple[str, str]]:
                 f"accuracy {render.percent(best['val_accuracy'])}"
             ),
         )
+    if job.get("champion"):
+        yield "champion", "of the jobs comparable with it"
     if job["attempt"] > 1:
         yield "attempt", str(job["attempt"])
     yield "created", _moment(job["created_at"])

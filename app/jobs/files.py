@@ -40,9 +40,6 @@ class Paths:
     def champion(self) -> Path:
         return self.data_root / BEST_NAME
 
-    def champion_lock(self) -> Path:
-        return self.data_root / ".champion.lock"
-
     def token(self) -> Path:
         return self.data_root / ".token"
 

@@ -85,6 +85,12 @@ job = sa.Table(
     sa.Column("best_sha256", sa.String(64)),
     sa.Column("best_bytes", sa.BigInteger),
     sa.Column("test", NULLABLE_JSON),
+    # Which job is the champion (app/jobs/champion.py).
+    sa.Column("comparison_key", sa.String(64)),  # null before the split is settled
+    sa.Column(
+        "ending", sa.BigInteger
+    ),  # of a job that ended with a best: the how-manieth, whatever clocks say
+    sa.Column("is_promoted", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("seq", sa.BigInteger, nullable=False),  # last sequence number given to a row of this job
     sa.CheckConstraint(f"status IN ({_listed(Status)})", name="status"),
     sa.CheckConstraint(
@@ -111,6 +117,16 @@ job = sa.Table(
         postgresql_where=sa.text("status = 'running'"),
     ),
     sa.Index("uq_job_idempotency_key", "idempotency_key", unique=True),
+    sa.Index("ix_job_champion", "comparison_key", "best_val_loss", "ending"),
+    sa.Index("ix_job_ending", "ending"),
+    # At most one in all.
+    sa.Index(
+        "uq_job_promoted",
+        "is_promoted",
+        unique=True,
+        sqlite_where=sa.text("is_promoted"),
+        postgresql_where=sa.text("is_promoted"),
+    ),
 )
 
 # A job runs only after the jobs it needs have succeeded.

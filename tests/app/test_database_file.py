@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from app.database_file import BACKUP_EVERY_S, back_up, network_file_system, refuse_damaged
 from app.db import Database
 from app.errors import StorageDamaged, StorageFull, StorageUnavailable
+from app.jobs.files import Paths
 from app.jobs.queue import Queue
 from app.migrate import migrate
 from tests.factories import make_database, make_request
@@ -67,7 +68,7 @@ def test_a_damaged_file_is_refused_with_the_way_out_and_not_written(
     database.dispose()
     content = overwrite(path, pages=pages)
     with pytest.raises(StorageDamaged, match=r"saimp\.db is damaged") as refused:
-        migrate(f"sqlite:///{path}", backup)
+        migrate(f"sqlite:///{path}", Paths(tmp_path, tmp_path))
     assert "saimp-backup.db (made 2" in (refused.value.hint or "")
     assert path.read_bytes() == content
 

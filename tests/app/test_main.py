@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from app.db import connect
+from app.jobs.files import Paths
 from app.jobs.queue import Claim, Facts, Queue
 from app.main import create_app, listen
 from app.migrate import WrongSchema, migrate
@@ -56,7 +57,7 @@ def serving(root: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[str]
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Make roots with a schema and a dataset."""
-    migrate(url(tmp_path), tmp_path / "none.db")
+    migrate(url(tmp_path), Paths(tmp_path / "data", tmp_path / "logs"))
     write_dataset(tmp_path / "data" / "demo")
     return tmp_path
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from app.db import Database
+from app.jobs.champion import behind_file
 from app.jobs.queue import Queue, Row
 from app.jobs.states import Status
 from app.jobs.tables import event, job
@@ -23,6 +24,7 @@ def assert_sound(queue: Queue, root: Path) -> None:
     for row in queue.page(limit=10_000)[0]:
         _assert_sound_files(queue, root, row)
         named.add(row.log_name)
+    _assert_sound_champion(queue.database, root)
     for path in (root / "logs").glob("*"):
         if path.suffix == ".png":
             with Image.open(path) as picture:
@@ -46,6 +48,15 @@ def _assert_sound_rows(database: Database) -> None:
         _assert_sound_history(rows[job_id], history)
 
 
+def _assert_sound_champion(database: Database, root: Path) -> None:
+    with database.reading() as connection:
+        row = behind_file(connection)
+    if row is not None:
+        best = root / "data" / "saimp_best.pth"
+        assert _sha256(best) == row.best_sha256, "an old champion"
+        assert row.best_sha256 in best.with_suffix(".json").read_text(), "an old champion's sidecar"
+
+
 def _assert_sound_history(row: Row, history: list[Row]) -> None:
     """Each attempt ends before the next begins, and nothing follows the end."""
     kinds = [one.kind for one in history]
@@ -64,6 +75,7 @@ def _assert_sound_history(row: Row, history: list[Row]) -> None:
         assert kinds[-1] == "finished" or set(kinds[kinds.index("finished") + 1 :]) <= {
             "edited",
             "promoted",
+            "promotion_ended",
         }, kinds
 
 

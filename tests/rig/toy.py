@@ -136,7 +136,7 @@ def _let_go_of_what_is_the_supervisors(mine: int) -> None:
 def _train(assignment: Assignment, orders: Orders) -> Iterator[Event]:
     folder = assignment.directory
     yield PhaseChanged("preparing")
-    yield Prepared({"seed": assignment.config["training"]["seed"]}, {})
+    yield Prepared({"seed": assignment.config["training"]["seed"]}, {}, _key(assignment))
     chain = Chain(_hash(str(assignment.config["training"]["seed"])))
     if assignment.resume is not None:
         state = assignment.resume.path.read_bytes()
@@ -162,6 +162,10 @@ def _train(assignment: Assignment, orders: Orders) -> Iterator[Event]:
         best = _save_best(chain, folder, content) if content is not None else None
         yield _epoch_done(epoch, val_loss, best)
     yield Ended("completed", "Done.")
+
+
+def _key(assignment: Assignment) -> str:
+    return hashlib.sha256(str(assignment.config["data"]["embargo_s"]).encode()).hexdigest()
 
 
 def _ordered(orders: Orders) -> Ended | None:
@@ -207,7 +211,7 @@ def _save_best(chain: Chain, folder: Path, content: bytes) -> BestFile:
 def _best_file(chain: Chain) -> BestFile:
     assert chain.best is not None
     name, sha256, loss = chain.best
-    sidecar = {"sha256": sha256, "comparison_key": "toy", "metrics": {"val_loss": loss}}
+    sidecar = {"sha256": sha256, "metrics": {"val_loss": loss}}
     return BestFile(name, sha256, len(sha256), None, sidecar)
 
 

@@ -35,6 +35,7 @@ import worker.runner
 import worker.supervisor
 from app import failpoints, main, settings
 from app.db import Database
+from app.jobs.files import Paths
 from app.jobs.queue import Queue, running
 from tests.rig.witness import bear_witness
 from worker.assignment import Assignment
@@ -132,8 +133,8 @@ def _worker(command: Command) -> int:
     witness = Path(command["witness"])
     ahead = timedelta(seconds=command.get("clock_ahead_s", 0.0))
 
-    def queue_of(database: Database) -> Queue:
-        return Queue(database, lambda: datetime.now(UTC) + ahead)
+    def queue_of(database: Database, *, paths: Paths) -> Queue:
+        return Queue(database, lambda: datetime.now(UTC) + ahead, paths)
 
     worker.supervisor.Queue = queue_of  # type: ignore[assignment,attr-defined]
     worker.runner.run = _witnessed(worker.runner.run, witness)

@@ -13,7 +13,7 @@ from app.settings import Settings
 from tests.factories import make_database, make_request
 from worker.assignment import Assignment, Order
 from worker.attempt import Attempt
-from worker.engine.events import BestFile, EpochDone, Event
+from worker.engine.events import BestFile, EpochDone, Event, Prepared
 from worker.publish import write_sidecar
 from worker.supervisor import Supervisor
 
@@ -90,6 +90,12 @@ class Bench:
         self.supervisor.turn()
         return job_id
 
+    def begin_comparable(self, key: str) -> str:
+        """Start a job whose split is settled, so that its comparison key is known."""
+        job_id = self.begin()
+        self.says(Prepared({}, {}, key))
+        return job_id
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass, then let the supervisor turn."""
         self.time += seconds
@@ -113,13 +119,13 @@ class Bench:
     def row(self, job_id: str) -> Row:
         return self.queue.get(job_id)
 
-    def best(self, epoch: int, val_loss: float, *, key: str = "k") -> EpochDone:
+    def best(self, epoch: int, val_loss: float) -> EpochDone:
         """Make an epoch that is a best, its file and sidecar on disk."""
         directory = self.attempt_directory
         name, sha256 = f"best-e{epoch:04d}-{'a' * 16}.pth", f"{epoch:064d}"
         (directory / name).write_bytes(name.encode())
         metrics = {"val_loss": val_loss}
-        best = BestFile(name, sha256, 3, None, {"sha256": sha256, "comparison_key": key, "metrics": metrics})
+        best = BestFile(name, sha256, 3, None, {"sha256": sha256, "metrics": metrics})
         write_sidecar(directory, best)
         return EpochDone(
             epoch,
@@ -149,7 +155,7 @@ class Bench:
 def make_bench(root: Path) -> Bench:
     """Make a supervisor that has taken its slot."""
     (root / "data").mkdir(exist_ok=True)
-    jobs = Queue(make_database(root / "data"))
+    jobs = Queue(make_database(root / "data"), paths=Paths(root / "data", root / "logs"))
     settings = Settings(data_root=root / "data", logs_root=root / "logs")
     spawner, said = FakeSpawner(), list[str]()
     clock: list[Bench] = []

@@ -126,7 +126,7 @@ def unheard(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
 def test_rows_whose_commit_was_not_answered_are_there_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = bench.begin()
+    job_id = bench.begin_comparable("k")
     with monkeypatch.context() as outage:
         unheard(outage, "record")
         bench.says(batch(0), Warned("odd", "a warning"))
@@ -269,7 +269,7 @@ def test_a_slot_is_named_once(tmp_path: Path) -> None:
 
 
 def test_what_died_between_commit_and_publish_is_published_at_the_next_start(bench: Bench) -> None:
-    job_id = bench.begin()
+    job_id = bench.begin_comparable("k")
     bench.says(bench.best(1, 1.0), DONE)
     bench.dies()
     for path in (bench.paths.best(job_id), bench.paths.champion()):
@@ -482,7 +482,7 @@ def test_a_cancel_outranks_a_pause(bench: Bench) -> None:
 def test_a_foreign_champion_is_replaced_not_stumbled_over(bench: Bench, foreign: str) -> None:
     bench.paths.champion().write_bytes(b"theirs")
     bench.paths.champion().with_suffix(".json").write_text(foreign)
-    job_id = bench.begin()
+    job_id = bench.begin_comparable("k")
     bench.says(bench.best(1, 1.0), DONE)
     bench.dies()
     assert bench.row(job_id).status == Status.SUCCEEDED
@@ -495,10 +495,9 @@ def test_a_foreign_champion_is_replaced_not_stumbled_over(bench: Bench, foreign:
 def test_the_champion_is_the_best_of_the_comparable(
     bench: Bench, val_loss: float, key: str, reigns: bool
 ) -> None:
-    ids = []
     for loss, its_key in ((1.0, "k"), (val_loss, key)):
-        ids.append(bench.begin())
-        bench.says(bench.best(1, loss, key=its_key), DONE)
+        bench.begin_comparable(its_key)
+        bench.says(bench.best(1, loss), DONE)
         bench.dies()
     about = json.loads(bench.paths.champion().with_suffix(".json").read_text())
     assert (about["metrics"]["val_loss"] == val_loss) == reigns

@@ -26,10 +26,14 @@ class PhaseChanged:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Data and device are settled: what every null and auto became, and the plan of the data."""
+    """Data and device are settled: what every null and auto became, and the plan of the data.
+
+    comparison_key: what validation losses must share to be compared with this job's; null = with none.
+    """
 
     resolved: dict[str, Any]
     plan: dict[str, Any]
+    comparison_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,8 @@ import sqlalchemy as sa
 
 from app.db import Database
 from app.errors import JobNotFound
+from app.jobs import champion
+from app.jobs.files import BEST_NAME, Paths
 from app.jobs.queue.records import CANCELLED, PAUSED, LostJob, Reason, Row, plain
 from app.jobs.states import ARRIVES_FROM, ENDINGS, Status
 from app.jobs.tables import dependency, event, job
@@ -28,13 +31,24 @@ _MOVE = (
 )
 _EVENT = event.insert()
 
+_log = logging.getLogger("saimp.queue")
+
 
 class Door:
-    """What every part of the queue stands on. `now` is the clock, so that tests can turn it."""
+    """What every part of the queue stands on.
 
-    def __init__(self, database: Database, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    now: the clock, so that tests can turn it. paths: where `saimp_best.pth` is kept; null = nowhere.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        paths: Paths | None = None,
+    ) -> None:
         self.database = database
         self.now = now
+        self.paths = paths
 
     @staticmethod
     def _get(connection: sa.Connection, job_id: str, *, is_locked: bool = False) -> Row:
@@ -46,10 +60,26 @@ class Door:
 
     def _finish(self, connection: sa.Connection, row: Row, reason: Reason) -> Status:
         to = ENDINGS[reason.code]
-        self._move(connection, row, to, "finished", reason, finished_at=self.now(), run_after=None)
+        ending = None if row.best_file is None else champion.next_ending(connection)
+        ended = {"finished_at": self.now(), "run_after": None, "ending": ending}
+        self._move(connection, row, to, "finished", reason, **ended)
         if to != Status.SUCCEEDED:
             self._cancel_dependents(connection, row.id)
+        if ending is not None:
+            self._crown(connection)
         return to
+
+    def _crown(self, connection: sa.Connection, *, is_dropped: bool = False) -> None:
+        """Let `saimp_best.pth` follow the rows. A disk that fails it keeps no job from its end."""
+        try:
+            self._follow(connection, is_dropped=is_dropped)
+        except OSError as error:
+            _log.warning("%s does not follow its champion yet: %s", BEST_NAME, error.strerror)
+
+    def _follow(self, connection: sa.Connection, *, is_dropped: bool = False) -> None:
+        if self.paths is not None:
+            champion.in_turn(connection)
+            champion.follow(connection, self.paths, is_dropped=is_dropped)
 
     def _cancel(self, connection: sa.Connection, row: Row) -> Status:
         return self._finish(connection, row, CANCELLED)

@@ -7,13 +7,15 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from app.errors import IllegalTransition, InvalidRequest, Problem
+from app.errors import IllegalTransition, InvalidRequest, Problem, StorageUnavailable
+from app.jobs import champion
 from app.jobs.config import JobRequest
+from app.jobs.files import BEST_NAME
 from app.jobs.queue.door import Door, in_turn
-from app.jobs.queue.records import PAUSED, JobInUse, Reason, Row
+from app.jobs.queue.records import PAUSED, IsChampion, JobInUse, Reason, Row
 from app.jobs.queue.submitting import GAP
 from app.jobs.states import FINAL, Status
-from app.jobs.tables import checkpoint, event, gate, job
+from app.jobs.tables import checkpoint, gate, job
 
 # What may be edited: it changes nothing of what is computed.
 EDITABLE = ("name", "tags", "metadata", "priority", "not_before")
@@ -107,16 +109,43 @@ class Orders(Door):
                 )
             return self._get(connection, job_id)
 
-    def promoted(self, job_id: str, sha256: str) -> Row:
-        """Note that a job's best has become the champion, once each. Raises JobNotFound."""
+    def promote(self, job_id: str) -> Row:
+        """Make a job with a best the champion until another is promoted, or its promotion ends.
+
+        A repeated promotion only sees to the file. Raises JobNotFound, IllegalTransition when there is no
+        best, StorageUnavailable when the file cannot be put in place: then nothing has changed.
+        """
         with self.database.writing("promote") as connection:
-            self._get(connection, job_id, is_locked=True)
-            noted = connection.execute(
-                sa.select(event.c.data).where(event.c.job_id == job_id, event.c.kind == "promoted")
-            ).scalars()
-            if {"sha256": sha256} not in noted.all():
-                self._note(connection, job_id, [("promoted", {"sha256": sha256})])
+            self._lock_gate(connection)  # one promotion at a time
+            row = self._get(connection, job_id, is_locked=True)
+            if row.best_file is None:
+                raise IllegalTransition("The job has no best checkpoint to promote.")
+            before = connection.execute(sa.select(job).where(job.c.is_promoted, job.c.id != job_id)).all()
+            for other in before:
+                self._end_promotion(connection, other)
+            if not row.is_promoted:
+                told = {"sha256": row.best_sha256}
+                self._note(connection, job_id, [("promoted", told)], is_promoted=True)
+            self._see_to_file(connection)
             return self._get(connection, job_id)
+
+    def end_promotion(self, job_id: str) -> Row:
+        """Let the best of the comparable be the champion again. Of a job that is not promoted: no change.
+
+        Raises JobNotFound, StorageUnavailable when the file cannot be put in place.
+        """
+        with self.database.writing("promote") as connection:
+            self._lock_gate(connection)
+            row = self._get(connection, job_id, is_locked=True)
+            if row.is_promoted:
+                self._end_promotion(connection, row)
+                self._see_to_file(connection)
+            return self._get(connection, job_id)
+
+    def follow_champion(self) -> None:
+        """Put right what a crash has left between the rows and `saimp_best.pth`."""
+        with self.database.writing() as connection:
+            self._crown(connection)
 
     def move(self, job_id: str, *, before: str | None = None, after: str | None = None) -> Row:
         """Put a waiting job right before or right after another one, whose priority it takes.
@@ -152,13 +181,21 @@ class Orders(Door):
             )
             return self._get(connection, row.id)
 
-    def delete(self, job_id: str, remove_files: Callable[[Row], None] | None = None) -> Row:
+    def delete(
+        self,
+        job_id: str,
+        remove_files: Callable[[Row], None] | None = None,
+        *,
+        drops_champion: bool = False,
+    ) -> Row:
         """Delete a job that has ended, with all its rows; return what it was.
 
         Its files go first: a crash in between leaves a job that can be deleted again, and no file that is
-        nobody's.
+        nobody's. drops_champion: also the job behind `saimp_best.pth`, or the promoted one; the next best
+        follows, and without one the file goes.
 
-        Raises JobNotFound, IllegalTransition while it may still run, JobInUse while another starts from it.
+        Raises JobNotFound, IllegalTransition while it may still run, JobInUse while another starts from it,
+        IsChampion.
         """
         with self.database.writing("delete") as connection:
             row = self._get(connection, job_id, is_locked=True)
@@ -173,9 +210,19 @@ class Orders(Door):
             ).scalar_one_or_none()
             if user is not None:
                 raise JobInUse(f"Job {user} starts from its checkpoint.", "Cancel that job, or wait for it.")
+            champion.in_turn(connection)
+            behind = champion.behind_file(connection)
+            is_champion = behind is not None and behind.id == job_id
+            if is_champion and not drops_champion:
+                raise IsChampion(
+                    f"{BEST_NAME} in the data root is the best of this job.",
+                    "With ?champion=drop (saimp rm --drop-champion) the next best takes its place.",
+                )
             if remove_files is not None:
                 remove_files(row)
             connection.execute(job.delete().where(job.c.id == job_id))
+            if row.best_file is not None:
+                self._crown(connection, is_dropped=is_champion)
             return row
 
     def drain(self, *, is_preempting: bool = True) -> bool:
@@ -212,6 +259,18 @@ class Orders(Door):
     def _lock_gate(connection: sa.Connection) -> int:
         """Let nobody submit or move meanwhile; return the last place."""
         return int(connection.execute(sa.select(gate.c.last_place).with_for_update()).scalar_one())
+
+    def _end_promotion(self, connection: sa.Connection, row: Row) -> None:
+        self._note(connection, row.id, [("promotion_ended", {})], is_promoted=False)
+
+    def _see_to_file(self, connection: sa.Connection) -> None:
+        try:
+            self._follow(connection)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{BEST_NAME} in the data root cannot be replaced: {error.strerror}.",
+                "Nothing was changed. Check the disk of the data root; try again.",
+            ) from error
 
     def _room(self, connection: sa.Connection, job_id: str, neighbour: Row, *, is_before: bool) -> int:
         """Find a free place next to a job, making room when there is none left."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
+from app.jobs import champion
+from app.jobs.champion import Champion
 from app.jobs.config import canonical, memory_key
 from app.jobs.queue.door import Door, in_turn, unmet
 from app.jobs.queue.records import Row
@@ -61,6 +63,25 @@ class Reading(Door):
         with self.database.reading() as connection:
             rows = connection.execute(query).all()
         return rows[:limit], len(rows) > limit
+
+    def champion(self, key: str) -> Row | None:
+        """Find the champion of a comparison key; null = none."""
+        with self.database.reading() as connection:
+            return champion.champion(connection, key)
+
+    def champions(
+        self, *, limit: int, after: int | None = None, path: str | None = None
+    ) -> tuple[Sequence[Champion], bool]:
+        """Page through the champions of all keys, the newest key first. Returns (champions, has_more)."""
+        with self.database.reading() as connection:
+            return champion.champions(connection, limit=limit, after=after, path=path)
+
+    def champion_ids(self, keys: Collection[str]) -> frozenset[str]:
+        """Name the champions of some comparison keys."""
+        if not keys:
+            return frozenset()
+        with self.database.reading() as connection:
+            return champion.champion_ids(connection, keys)
 
     def counts(self) -> Mapping[str, int]:
         """Count the jobs of each status there is."""

@@ -43,6 +43,12 @@ class NothingToRetry(ServiceError):
     status, code = 409, "nothing_to_retry"
 
 
+class IsChampion(ServiceError):
+    """The job is the champion: its best is saimp_best.pth, or it was promoted."""
+
+    status, code = 409, "is_champion"
+
+
 class LostJob(Exception):
     """The attempt no longer owns its job: another holds a newer token, or the job has ended."""
 

@@ -267,6 +267,8 @@ class Running(Door):
                 connection.execute(table.insert(), list(_numbered(rows, job_id, numbers)))
         for (kind, data), seq in zip(facts.events, numbers, strict=True):
             self._append(connection, job_id, attempt, seq, kind, data)
+        if row.is_promoted and "best_file" in changes:
+            self._crown(connection)
         return row
 
 

@@ -163,6 +163,8 @@ def test_every_operation_has_a_stable_name_and_names_its_problems(api: Service) 
     found = operations(api.client.get("/openapi.json").json())
     assert {name: operation["operationId"] for name, operation in found.items()} == {
         "GET /": "read_service",
+        "GET /champions": "list_champions",
+        "GET /champions/{key}/checkpoint": "download_champion_checkpoint",
         "GET /datasets": "list_datasets",
         "GET /datasets/{path}": "read_dataset",
         "POST /datasets/audit": "audit_dataset",
@@ -185,6 +187,7 @@ def test_every_operation_has_a_stable_name_and_names_its_problems(api: Service) 
         "POST /jobs/{job_id}/cancel": "cancel_job",
         "POST /jobs/{job_id}/pause": "pause_job",
         "POST /jobs/{job_id}/promote": "promote_job",
+        "DELETE /jobs/{job_id}/promote": "end_promotion",
         "POST /jobs/{job_id}/resume": "resume_job",
         "POST /jobs/{job_id}/retry": "retry_job",
         "POST /jobs/{job_id}/clone": "clone_job",

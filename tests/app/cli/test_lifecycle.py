@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from typer.testing import Result
 
-from app.jobs.queue import Reason
+from app.jobs.files import sidecar
+from app.jobs.queue import Facts, Reason
 from tests.app.cli import call
 from tests.app.live import Live
 
@@ -68,9 +70,36 @@ def test_promote_says_who_reigns(live: Live) -> None:
     best.with_suffix(".json").write_text("{}")
     result = saimp(live, "promote", job_id)
     assert result.exit_code == 0, result.output
-    assert "is the champion with val loss 1.0000, pinned" in result.output
+    assert "is promoted to champion, with val loss 1.0000" in result.output
+    assert as_json(live, "promote", job_id, "--end")["champion"] is False
     assert saimp(live, "promote", ended(live)).exit_code == 3
-    live.queue.cancel(job_id)
+    claim = live.queue.get(job_id)
+    live.queue.finish(job_id, claim.attempt, Reason("completed"))
+
+
+def test_the_champion_is_named_found_and_dropped(live: Live) -> None:
+    champions = [trained(live, loss_of_epoch) for loss_of_epoch in (1, 2)]
+    rows = saimp(live, "ls").stdout.splitlines()
+    assert ["champion" in line for line in rows if line.startswith(tuple(champions))] == [True, False]
+    assert re.search("champion +of the jobs comparable with it", saimp(live, "show", "@best").stdout)
+    assert as_json(live, "show", "@best:demo")["id"] == champions[1]
+    unknown = saimp(live, "show", "@best:nowhere")
+    assert unknown.exit_code == 3
+    assert "no job of the dataset 'nowhere' has ended with a best" in unknown.stderr
+    refused = saimp(live, "rm", champions[1])
+    assert refused.exit_code != 0
+    assert "--drop-champion" in refused.output
+    assert saimp(live, "rm", champions[1], "--drop-champion").exit_code == 0
+    assert as_json(live, "show", "@best")["id"] == champions[0]
+
+
+def trained(live: Live, epoch: int) -> str:
+    """Let a job end with the loss 1 / epoch."""
+    claim = live.claimed(data={"path": "demo", "window": 4})
+    sidecar(live.save(claim, b"weights", epoch)).write_text("{}")
+    live.queue.record(claim.job_id, claim.attempt, Facts(progress={"comparison_key": "c" * 64}))
+    live.queue.finish(claim.job_id, claim.attempt, Reason("completed"))
+    return claim.job_id
 
 
 def test_move_needs_one_neighbour(live: Live) -> None:
