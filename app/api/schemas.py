@@ -38,16 +38,30 @@ class Progress(Answer):
     eta_s: float | None
 
 
-class Best(Answer):
+class Baseline(Answer):
+    """What is reached without a model, on the split that was judged; all null when it is not known."""
+
+    baseline_class: str | None
+    """The class most frequent in training."""
+    baseline_macro_f1: float | None
+    """Of always answering that class."""
+    baseline_loss: float | None
+    """Of the constant probabilities that are best in training; null for a loss that is no cross-entropy."""
+
+
+class Best(Baseline):
     epoch: int
     val_loss: float | None
     val_accuracy: float | None
+    macro_f1: float | None
+    mcc: float | None
 
 
-class Test(Answer):
+class Test(Baseline):
     loss: float | None
     accuracy: float | None
     macro_f1: float | None
+    mcc: float | None
     confusion: list[list[int]]
 
 

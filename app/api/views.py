@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from app.jobs.config import TrainingConfig
 from app.jobs.eta import starts
 from app.jobs.queue import Queue
-from app.jobs.scores import scores
+from app.jobs.scores import Confusion, constant_loss, majority_baseline, most_frequent, scores
 from app.jobs.states import Status
 
 Row = sa.Row[Any]
@@ -30,9 +30,16 @@ class Standing:
     drained_at: datetime | None  # null: the queue is open
     besides_s: Mapping[str, float]  # of running jobs: what an epoch takes besides training
     champions: frozenset[str]  # of the comparison keys of jobs that have ended
+    confusions: Mapping[str, Confusion] = field(default_factory=dict)  # of the validation of the best epochs
 
 
 def standing(queue: Queue, rows: Sequence[Row]) -> Standing:
+    """Look up what it takes to render these jobs."""
+    with_best = [row.id for row in rows if row.best_epoch is not None]
+    return replace(turns(queue, rows), confusions=queue.best_confusions(with_best))
+
+
+def turns(queue: Queue, rows: Sequence[Row]) -> Standing:
     """Look up what the rows that are queued wait for."""
     now = queue.now()
     besides_s = {row.id: _besides_s(queue, row) for row in rows if row.status == Status.RUNNING}
@@ -79,7 +86,7 @@ def job(row: Row, where: Standing) -> dict[str, Any]:
         "queue": place(row, where),
         "champion": row.is_promoted or row.id in where.champions,
         "progress": progress(row, where.besides_s.get(row.id, 0.0)),
-        "best": best(row),
+        "best": best(row, where.confusions.get(row.id)),
         "test": test(row),
         "config": row.config,
         "resolved": row.resolved,
@@ -168,11 +175,19 @@ def _nominal_batch(row: Row) -> int:
     return TrainingConfig.model_construct(**row.config["training"]).nominal_batch
 
 
-def best(row: Row) -> dict[str, Any] | None:
-    """Name the best epoch so far."""
+def best(row: Row, confusion: Confusion | None) -> dict[str, Any] | None:
+    """Name the best epoch so far. confusion: of its validation, when it is known."""
     if row.best_epoch is None:
         return None
-    return {"epoch": row.best_epoch, "val_loss": row.best_val_loss, "val_accuracy": row.best_val_accuracy}
+    found = scores(confusion) if confusion else {}
+    return {
+        "epoch": row.best_epoch,
+        "val_loss": row.best_val_loss,
+        "val_accuracy": row.best_val_accuracy,
+        "macro_f1": found.get("macro_f1"),
+        "mcc": found.get("mcc"),
+        **_baselines(row, confusion),
+    }
 
 
 def test(row: Row) -> dict[str, Any] | None:
@@ -180,11 +195,30 @@ def test(row: Row) -> dict[str, Any] | None:
     if row.test is None:
         return None
     confusion = row.test["confusion"]
+    found = scores(confusion)
     return {
         "loss": row.test["loss"],
         "accuracy": row.test["accuracy"],
-        "macro_f1": scores(confusion, None)["macro_f1"],
+        "macro_f1": found["macro_f1"],
+        "mcc": found["mcc"],
         "confusion": confusion,
+        **_baselines(row, confusion),
+    }
+
+
+def _baselines(row: Row, confusion: Confusion | None) -> dict[str, Any]:
+    """Say what is reached without a model on the split that was judged; null when it is not known."""
+    splits, resolved = (row.plan or {}).get("splits"), row.resolved
+    if not (confusion and splits and resolved):
+        return {"baseline_class": None, "baseline_macro_f1": None, "baseline_loss": None}
+    support, train_counts = [sum(counts) for counts in confusion], splits["train"]["class_counts"]
+    majority = majority_baseline(support, most_frequent(train_counts), resolved.get("classes"))
+    return {
+        "baseline_class": majority["class"],
+        "baseline_macro_f1": majority["macro_f1"],
+        "baseline_loss": constant_loss(
+            support, train_counts, row.config["loss"], resolved.get("class_weights")
+        ),
     }
 
 
@@ -225,7 +259,7 @@ def line(queue: Queue, limit: int = 200, after: LinePlace | None = None) -> dict
     after: the place behind which to begin, of a job that may have left meanwhile.
     """
     rows = queue.line()
-    where = standing(queue, rows)
+    where = turns(queue, rows)
     drained_at = queue.drained_at() if where.drained_at is None else where.drained_at
     behind = [row for row in rows if after is None or _turn(LinePlace.of(row)) > _turn(after)]
     page = behind[:limit]

@@ -1,4 +1,4 @@
-"""The scores of an epoch by class, beside those of always naming the most frequent class."""
+"""The scores of an epoch by class, beside those of always naming the class most frequent in training."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from rich.table import Table
 
 from app.cli import render
 from app.client import Json
-from app.jobs.scores import scores
+from app.jobs.scores import majority_baseline, scores
 
 
-def majority(epoch: Json) -> Json:
-    """The scores of always naming the most frequent class of an epoch's validation."""
-    support = [sum(row) for row in epoch["confusion"]]
-    most = support.index(max(support))
-    # The labels of each row all fall into that class's column.
-    return scores([[s if k == most else 0 for k in range(len(support))] for s in support], _names(epoch))
+def score_table(epoch: Json, baseline_class: str | None) -> Table:
+    """Draw validation scores by class: the model's, then those of always naming one class.
 
-
-def score_table(epoch: Json) -> Table:
-    """Draw validation scores by class: the model's, then the baseline's."""
+    baseline_class: the class most frequent in training, as the job's `best` names it; null = not known.
+    """
     names = _names(epoch)
-    model, baseline = scores(epoch["confusion"], names), majority(epoch)
-    most = max(names, key=lambda name: baseline["per_class"][name]["support"])
+    model = scores(epoch["confusion"], names)
+    baseline = None
+    if baseline_class in names:
+        support = [sum(row) for row in epoch["confusion"]]
+        baseline = majority_baseline(support, names.index(baseline_class), names)
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(f"validation, epoch {epoch['epoch']}", min_width=20)
     for heading in ("precision", "recall", "F1", "support"):
         table.add_column(heading, justify="right")
-    table.add_column(f"F1 of always {most}", justify="right", style="dim")
+    if baseline is not None:
+        table.add_column(f"F1 of always {baseline_class}", justify="right", style="dim")
     for name in names:
-        ours, theirs = model["per_class"][name], baseline["per_class"][name]
+        ours = model["per_class"][name]
         table.add_row(
             name,
             *(f"{ours[score]:.3f}" for score in ("precision", "recall", "f1")),
             render.count(ours["support"]),
-            f"{theirs['f1']:.3f}",
+            *([f"{baseline['per_class'][name]['f1']:.3f}"] if baseline else []),
         )
     for name, score in (("macro-F1", "macro_f1"), ("accuracy", "accuracy")):
-        table.add_row(name, "", "", f"{model[score]:.3f}", "", f"{baseline[score]:.3f}", style="bold")
+        theirs = [f"{baseline[score]:.3f}"] if baseline else []
+        table.add_row(name, "", "", f"{model[score]:.3f}", "", *theirs, style="bold")
     return table
 
 

@@ -77,4 +77,4 @@ def _print_best(job: Json, epochs: list[Json], console: Console) -> None:
     rows = [row for row in epochs if row["epoch"] == job["best"]["epoch"]] if job["best"] else []
     if rows:
         console.print()
-        console.print(score_table(rows[0]))
+        console.print(score_table(rows[0], job["best"]["baseline_class"]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.failpoints import failpoint
-from app.jobs.scores import scores
+from app.jobs.scores import class_prior_baseline, constant_loss, majority_baseline, most_frequent, scores
 from app.text import escaped
 from worker.engine.events import (
     BestFile,
@@ -40,6 +40,9 @@ UNKNOWN_LABELS = {
     "independent": {"train": None, "val": None, "test": None},
 }
 FEW_SAMPLES = 30  # of a class: below it, its scores are little more than chance
+
+_COMPARED = ("accuracy", "macro_f1", "balanced_accuracy", "mcc")
+_LABELS = ("accuracy", "macro-F1", "balanced accuracy", "MCC")
 
 Json = dict[str, Any]
 
@@ -109,7 +112,7 @@ def make_report(facts: Facts, status: str, ended: Ended) -> Json:
     assert facts.best is not None
     resolved, plan = facts.prepared.resolved, facts.prepared.plan
     best, metrics = facts.best, facts.best.sidecar["metrics"]
-    classes, train_counts = resolved["classes"], plan["splits"]["train"]["class_counts"]
+    train_counts = plan["splits"]["train"]["class_counts"]
     tested = facts.tested
     report = {
         "version": VERSION,
@@ -134,13 +137,8 @@ def make_report(facts: Facts, status: str, ended: Ended) -> Json:
             "sha256": best.sha256,
             "bytes": best.size,
         },
-        "validation": {
-            "loss": metrics["val_loss"],
-            **judge(metrics["val_confusion"], metrics["val_ece"], train_counts, classes),
-        },
-        "test": None
-        if tested is None
-        else {"loss": tested.loss, **judge(tested.confusion, None, train_counts, classes)},
+        "validation": judge(metrics["val_loss"], metrics["val_confusion"], metrics["val_ece"], facts),
+        "test": None if tested is None else judge(tested.loss, tested.confusion, None, facts),
         "epochs": [_epoch_row(done) for done in facts.epochs],
         "oom_recoveries": facts.num_ooms,
         "warnings": [{"code": warned.code, "message": warned.message} for warned in facts.warnings],
@@ -154,47 +152,30 @@ def make_report(facts: Facts, status: str, ended: Ended) -> Json:
 
 
 def judge(
+    loss: float,
     confusion: Sequence[Sequence[int]],
     ece: float | None,
-    train_counts: Sequence[int],
-    classes: Sequence[str],
+    facts: Facts,
 ) -> Json:
     """Score a confusion matrix beside what needs no model.
 
-    ece: expected calibration error (Guo et al. 2017, arXiv:1706.04599); train_counts: samples of each class.
+    ece: expected calibration error (Guo et al. 2017, arXiv:1706.04599).
     """
+    assert facts.prepared is not None
+    resolved, plan = facts.prepared.resolved, facts.prepared.plan
+    classes, train_counts = resolved["classes"], plan["splits"]["train"]["class_counts"]
     support = [sum(row) for row in confusion]
+    majority = majority_baseline(support, most_frequent(train_counts), classes)
+    prior_loss = constant_loss(support, train_counts, facts.config["loss"], resolved.get("class_weights"))
     return {
+        "loss": loss,
         **scores(confusion, classes),
         "ece": ece,
         "confusion": [list(row) for row in confusion],
         "baselines": {
-            "majority": majority_baseline(support, train_counts, classes),
-            "class_prior": class_prior_baseline(support, train_counts),
+            "majority": {name: majority[name] for name in ("class", *_COMPARED)},
+            "class_prior": {"loss": prior_loss, **class_prior_baseline(support, train_counts)},
         },
-    }
-
-
-def majority_baseline(support: Sequence[int], train_counts: Sequence[int], classes: Sequence[str]) -> Json:
-    """Score always naming the class that is most frequent in train."""
-    most = train_counts.index(max(train_counts))
-    found = scores([[n if k == most else 0 for k in range(len(support))] for n in support])
-    return {"class": classes[most], "accuracy": found["accuracy"], "macro_f1": found["macro_f1"]}
-
-
-def class_prior_baseline(support: Sequence[int], train_counts: Sequence[int]) -> Json:
-    """Score naming classes at random as often as train has them: of the expected confusion matrix.
-
-    Of n_i samples of class i, n_i q_j are expected to be called j, with q the frequencies in train.
-    """
-    total, num_samples = sum(train_counts), sum(support)
-    q = [count / total for count in train_counts]
-    f1 = [
-        2 * n * p / (n + num_samples * p) for n, p in zip(support, q, strict=True) if n or p
-    ]  # of the classes that occur as label or prediction
-    return {
-        "accuracy": math.fsum(n * p for n, p in zip(support, q, strict=True)) / num_samples,
-        "macro_f1": math.fsum(f1) / len(f1),
     }
 
 
@@ -383,11 +364,11 @@ def _judged(title: str, judged: Json, classes: Sequence[str]) -> Iterator[str]:
     yield from _table(
         ("", "this model", f"always {_text(majority['class'])}", "by class frequencies"),
         [
-            ("loss", _number(judged["loss"]), "", ""),
-            ("accuracy", *(_number(one["accuracy"]) for one in (judged, majority, prior))),
-            ("macro-F1", *(_number(one["macro_f1"]) for one in (judged, majority, prior))),
-            ("balanced accuracy", _number(judged["balanced_accuracy"]), "", ""),
-            ("MCC", _number(judged["mcc"]), "", ""),
+            ("loss", _number(judged["loss"]), "", _number(prior["loss"])),
+            *(
+                (label, *(_number(one[name]) for one in (judged, majority, prior)))
+                for name, label in zip(_COMPARED, _LABELS, strict=True)
+            ),
             ("calibration error (ECE)", _number(judged["ece"]), "", ""),
         ],
     )

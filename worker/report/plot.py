@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from app.errors import shown
 from app.failpoints import failpoint
+from app.jobs.scores import majority_baseline, most_frequent
 from worker.assignment import Point
 from worker.engine.events import EpochDone, Event, Prepared
-from worker.report.model_card import majority_baseline
 
 # Drawing takes a fifth of a second: epochs shorter than this share a picture.
 MIN_S = 1.0
@@ -143,7 +143,7 @@ def _extent(dataset: str, splits: dict[str, Any]) -> str:
 def _majority(done: EpochDone, prepared: Prepared) -> Majority:
     support = [sum(row) for row in done.confusion]
     counts = prepared.plan["splits"]["train"]["class_counts"]
-    found = majority_baseline(support, counts, prepared.resolved["classes"])
+    found = majority_baseline(support, most_frequent(counts), prepared.resolved["classes"])
     return Majority(found["class"], found["accuracy"])
 
 

@@ -128,6 +128,18 @@ class Reading(Door):
         with self.database.reading() as connection:
             return connection.execute(query.limit(1)).one_or_none()
 
+    def best_confusions(self, job_ids: Sequence[str]) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Read the confusion counts of the validation of each job's best epoch, as far as there is one."""
+        if not job_ids:
+            return {}
+        query = (
+            sa.select(epoch_row.c.job_id, epoch_row.c.confusion)
+            .join(job, (job.c.id == epoch_row.c.job_id) & (job.c.best_epoch == epoch_row.c.epoch))
+            .where(job.c.id.in_(job_ids))
+        )
+        with self.database.reading() as connection:
+            return {row.job_id: row.confusion for row in connection.execute(query)}
+
     def rung(self, job_id: str) -> Mapping[str, Any] | None:
         """Say where on the OOM ladder the job is to go on after an attempt that could not; null = no such."""
         told = sa.select(event.c.data).where(event.c.job_id == job_id, event.c.kind == "oom_recovered")

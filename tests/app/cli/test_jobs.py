@@ -25,6 +25,9 @@ def finished(live: Live, reason: Reason = DONE) -> str:
     """Make a job that has run and ended."""
     claim = live.claimed(name="run")
     live.save(claim, b"weights")
+    plan = {"splits": {"train": {"class_counts": [2, 8]}}}
+    told = {"resolved": {"classes": ["down", "up"]}, "plan": plan}
+    live.queue.record(claim.job_id, claim.attempt, Facts(progress=told))
     rows = [epoch(1, [[5, 1], [2, 2]])]
     live.queue.record(claim.job_id, claim.attempt, Facts(epochs=rows, batches=[batch(1, 0)]))
     live.queue.finish(claim.job_id, claim.attempt, reason)
@@ -94,7 +97,9 @@ def test_show_tells_the_story_and_the_scores(live: Live) -> None:
     shown = saimp("show", job_id[:20], url=live.url).stdout
     assert job_id in shown
     assert "succeeded" in shown
-    assert re.search(r"accuracy +0\.700 +0\.600", shown)
+    # Of [[5, 1], [2, 2]]: "up" is most frequent in training, "down" here.
+    assert "F1 of always up" in shown
+    assert re.search(r"accuracy +0\.700 +0\.400", shown)
     assert json.loads(saimp("show", "@last", "-o", "json", url=live.url).stdout)["id"] == job_id
 
 

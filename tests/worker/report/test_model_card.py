@@ -16,8 +16,6 @@ from worker.engine.events import BestFile, Ended, Event, OomRecovered, Prepared,
 from worker.report.model_card import (
     Facts,
     ModelCard,
-    class_prior_baseline,
-    majority_baseline,
     make_report,
     to_markdown,
 )
@@ -79,16 +77,14 @@ def facts(*events: Event, **sections: Any) -> Facts:
 
 
 def test_baselines_are_those_of_the_training_frequencies() -> None:
-    majority = majority_baseline([80, 40], TRAIN, CLASSES)
-    assert majority == {"class": "flat", "accuracy": 80 / 120, "macro_f1": pytest.approx(0.4)}
-    prior = class_prior_baseline([80, 40], TRAIN)
-    # By hand: (80 x 0.75 + 40 x 0.25) / 120; F1 = 2 n q / (n + N q).
-    assert prior["accuracy"] == pytest.approx(70 / 120)
-    assert prior["macro_f1"] == pytest.approx((2 * 80 * 0.75 / 170 + 2 * 40 * 0.25 / 70) / 2)
-
-
-def test_a_class_that_is_nowhere_counts_in_no_mean() -> None:
-    assert class_prior_baseline([10, 10, 0], [50, 50, 0])["macro_f1"] == pytest.approx(0.5)
+    report = make_report(facts(epoch(0.5, best(), 0)), "succeeded", ENDED)
+    found = report["validation"]["baselines"]
+    assert found["majority"]["class"] == "flat"
+    assert found["majority"]["macro_f1"] == pytest.approx(0.4)
+    # Weights 1, 10: 300 x 1 and 100 x 10 of training, asked 80 x 1 and 40 x 10 times.
+    loss = -(80 * math.log(300 / 1300) + 400 * math.log(1000 / 1300)) / 480
+    assert found["class_prior"]["loss"] == pytest.approx(loss)
+    assert f"| loss | 0.5000 |  | {loss:.4f} |" in to_markdown(report)
 
 
 def test_the_report_is_that_of_the_best_epoch() -> None:
