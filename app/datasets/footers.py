@@ -19,7 +19,7 @@ from app.datasets.parquet import (
 )
 from app.datasets.places import Place, S3Path
 from app.errors import shown
-from app.jobs.config import Text
+from app.jobs.config import ClassNames
 
 MAX_NAME = 256
 MAX_METADATA_BYTES = 1 << 20
@@ -41,12 +41,7 @@ class Metadata(BaseModel):
     shape: (
         Annotated[list[Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1, max_length=4)] | None
     ) = None
-    classes: (
-        Annotated[
-            list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(min_length=2, max_length=256)
-        ]
-        | None
-    ) = None
+    classes: ClassNames | None = None
     horizon_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
     build: JsonValue = None
 

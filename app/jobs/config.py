@@ -73,6 +73,20 @@ Column = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]
 
 
+def _all_different(names: list[str]) -> list[str]:
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ValueError(f"must all be different: {name!r} is there twice")
+    return names
+
+
+ClassNames = Annotated[
+    list[Annotated[Text, StringConstraints(min_length=1, max_length=64)]],
+    Field(min_length=2, max_length=256),
+    AfterValidator(_all_different),
+]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
@@ -141,13 +155,7 @@ class DataConfig(Section):
     """Seconds the label looks ahead; null = the dataset's metadata, else 0 with a warning."""
     group: Column | None = None
     """Column that separates series, e.g. "symbol"; at most 256 values."""
-    classes: (
-        Annotated[
-            list[Annotated[Text, StringConstraints(min_length=1, max_length=64)]],
-            Field(min_length=2, max_length=256),
-        ]
-        | None
-    ) = None
+    classes: ClassNames | None = None
     """Names of the K classes; null = the dataset's metadata, else Neutro, Stop, Long, SuperLong if K = 4."""
     window: Annotated[int, Field(ge=1, le=65536)] = 32
     """T: rows in one sample."""

@@ -25,22 +25,21 @@ def scores(confusion: Confusion, classes: Sequence[str] | None = None) -> dict[s
     support = [sum(row) for row in confusion]
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
     hits = [row[k] for k, row in enumerate(confusion)]
-    per_class = {
-        name: {
+    by_class = [
+        {
             "precision": _ratio(hits[k], predicted[k]),
             "recall": _ratio(hits[k], support[k]),
             "f1": _ratio(2 * hits[k], support[k] + predicted[k]),
             "support": support[k],
         }
-        for k, name in enumerate(names)
-    }
-    by_class = list(per_class.values())
+        for k in range(len(confusion))
+    ]
     return {
         "accuracy": _ratio(sum(hits), sum(support)),
         "macro_f1": _mean([by_class[k]["f1"] for k in range(len(names)) if support[k] or predicted[k]]),
         "balanced_accuracy": _mean([by_class[k]["recall"] for k in range(len(names)) if support[k]]),
         "mcc": _mcc(sum(hits), support, predicted),
-        "per_class": per_class,
+        "per_class": dict(zip(names, by_class, strict=True)),
     }
 
 

@@ -233,6 +233,11 @@ def test_the_wrong_content_type_names_the_way_out(api: Service) -> None:
         ({"not_before": "2026-01-01T00:00:00"}, "/not_before", "must say its time zone"),
         ({"metadata": {"k" * 65: "v"}}, "/metadata", "as a key must be a text of 1 to 64 characters"),
         ({"optimizer": {"betas": [0.9]}}, "/optimizer/betas", "must be a list of 2 items"),
+        (
+            {"data": {"path": "demo", "classes": ["a", "b", "a"]}},
+            "/data/classes",
+            "must all be different: 'a' is there twice",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("/") else "",
 )

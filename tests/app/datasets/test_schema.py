@@ -276,7 +276,11 @@ def test_metadata_of_two_builds_do_not_mix(tmp_path: Path) -> None:
     assert "horizon_s = 6.0" in error.message
 
 
-@pytest.mark.parametrize("metadata", [{"horizon_s": -1}, {"dtype": "object"}, {"shape": []}, [1]], ids=str)
+@pytest.mark.parametrize(
+    "metadata",
+    [{"horizon_s": -1}, {"dtype": "object"}, {"shape": []}, {"classes": ["up", "down", "up"]}, [1]],
+    ids=str,
+)
 def test_malformed_metadata_are_refused(tmp_path: Path, metadata: Any) -> None:
     write(tmp_path, "set/a.parquet", table(10), metadata=metadata)
     assert refusal(tmp_path).code == "bad_metadata"

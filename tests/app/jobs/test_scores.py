@@ -138,3 +138,8 @@ def test_no_constant_has_a_loss_where_there_is_no_such_number() -> None:
     assert constant_loss([1, 1], [5, 5], plain, [0.0, 0.0]) is None
     assert constant_loss([1, 1], [5, 5], {"name": "focal", "gamma": 2.0}) is None
     assert constant_loss([1, 0], [5, 0], plain) == 0
+
+
+def test_classes_of_one_name_do_not_hide_each_other() -> None:
+    found = scores([[3, 1], [2, 4]], ["up", "up"])
+    assert found["macro_f1"] == scores([[3, 1], [2, 4]])["macro_f1"]
