@@ -89,7 +89,9 @@ def _validate(value: Any) -> tuple[JobRequest | None, list[Problem]]:
 
 def _bounded(value: Any, node: Schema) -> Any:
     """Leave out the keys of an object that would only add to more problems than are listed."""
-    members = list(flat(node, _schema(), value)) if isinstance(value, dict) else []
+    if not isinstance(value, dict):
+        return value
+    members = [one for one in flat(node, _schema(), value) if one.get("type", "object") == "object"]
     is_free = any("properties" not in member and "maxProperties" not in member for member in members)
     if not members or is_free:
         return value

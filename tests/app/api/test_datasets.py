@@ -7,12 +7,17 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from app.api.datasets import Audit, Description
 from app.datasets.errors import PreflightTimeout
+from app.main import create_app
+from app.migrate import upgrade
+from app.settings import Settings
 from tests.app.api.service import Service
 from tests.app.datasets.make import table, write
 from tests.app.datasets.market import LEAKS, market, table_of
+from tests.factories import write_dataset
 
 
 def root_of(api: Service) -> Path:
@@ -85,6 +90,32 @@ def test_data_too_large_for_an_answer_in_time_are_refused_with_a_remedy(api: Ser
         answer = api.client.post("/datasets/audit", json={"data": {"path": "a.parquet"}})
     assert (answer.status_code, answer.json()["code"]) == (422, "dataset_too_slow")
     assert "saimp data audit" in answer.json()["hint"]
+
+
+@pytest.mark.parametrize("path", ["demo", "d*", "**"])
+def test_past_the_time_limit_a_job_is_accepted_and_says_so(tmp_path: Path, path: str) -> None:
+    settings = Settings(data_root=tmp_path / "data", logs_root=tmp_path / "logs", preflight_s=1e-9)
+    write_dataset(settings.data_root / "demo")
+    app = create_app(settings)
+    upgrade(app.state.services.database)
+    body = {"data": {"path": path}}
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        for asked, status in (("/jobs", 201), ("/jobs?dry_run=true", 200)):
+            answer = client.post(asked, json=body)
+            assert answer.status_code == status
+            assert [warning["code"] for warning in answer.json()["warnings"]] == ["preflight_partial"]
+        assert client.post("/datasets/audit", json=body).json()["code"] == "dataset_too_slow"
+        assert client.get(f"/datasets/{path}").json()["code"] == "dataset_too_slow"
+        listed = client.get("/datasets").json()
+        assert [warning["code"] for warning in listed["warnings"]] == ["listing_partial"]
+
+
+def test_a_path_without_end_is_refused_by_name(api: Service) -> None:
+    for path in ("*/" * 500, "a/" * 500):
+        for asked in ("/jobs", "/jobs?dry_run=true", "/datasets/audit"):
+            answer = api.client.post(asked, json={"data": {"path": path}})
+            assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "no_files")
+        assert api.client.get(f"/datasets/{path}").json()["code"] == "dataset_not_found"
 
 
 def test_answers_are_what_the_reference_says(api: Service) -> None:
