@@ -36,6 +36,7 @@ def read_service() -> Response:
     """Say what this is and where things are."""
     links = (
         "jobs",
+        "champions",
         "datasets",
         "queue",
         "workers",

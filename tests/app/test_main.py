@@ -213,7 +213,7 @@ def test_without_a_schema_it_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_it_waits_for_a_schema_that_is_on_its_way(tmp_path: Path) -> None:
-    timer = threading.Timer(1.0, migrate, [url(tmp_path), tmp_path / "none.db"])
+    timer = threading.Timer(1.0, migrate, [url(tmp_path), Paths(tmp_path / "data", tmp_path / "logs")])
     timer.start()
     with serving(tmp_path) as (_, home):
         assert httpx2.get(f"{home}/jobs").status_code == 200

@@ -11,7 +11,7 @@ from app.db import Database
 from app.jobs.queue import Queue, Row
 from app.jobs.states import Status
 from tests.factories import make_database, write_dataset
-from tests.rig.files import assert_sound
+from tests.rig.files import assert_sound, assert_sound_champion
 from tests.rig.house import House, zygote
 from tests.rig.oracle import ROWS, TINY
 from tests.rig.witness import violations
@@ -40,6 +40,7 @@ def assert_settled(house: House) -> None:
     house.until(house.is_ready, "the worker")
     assert (house.stop("worker"), house.stop("api")) == (0, 0)
     assert_sound(house.queue, house.root)
+    assert_sound_champion(house.queue.database, house.root)
     assert violations(house.witness) == ""
     assert house.left_over() == []
 
