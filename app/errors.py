@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.text import escaped
+
 # Problems that are listed. Whoever looks for them stops one later: then there are more.
 MAX_PROBLEMS = 100
 
@@ -79,6 +81,12 @@ class StorageDamaged(StorageUnavailable):
     """The database file is damaged, or not the one the service began with."""
 
     code = "storage_damaged"
+
+
+def told(error: Exception) -> str:
+    """Say an error to a person: one line, with what helps, nothing in it that a terminal would obey."""
+    hint = getattr(error, "hint", None)
+    return escaped(f"{error} {hint}" if hint else str(error))
 
 
 def shown(text: object, limit: int = 64) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Literal, assert_never, get_args
 import torch
 from torch import Tensor
 
-from app.errors import ServiceError
+from app.errors import ServiceError, told
 from worker.models import CorruptCheckpoint, SequenceModel, load
 from worker.models.normalizer import Normalized
 
@@ -159,11 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         print(export(given.checkpoint, given.format, given.out, allowed_prefixes=given.allow))
-    except ServiceError as error:
-        print(f"error: {error.message}" + (f" {error.hint}" if error.hint else ""), file=sys.stderr)
-        return 1
-    except (CorruptCheckpoint, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ServiceError, CorruptCheckpoint, OSError) as error:
+        print(f"error: {told(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -33,7 +33,7 @@ from app.datasets.footers import Footer, Metadata, check_same_schema, read_foote
 from app.datasets.order import Ordered, order_by_time
 from app.datasets.parquet import RowBatch, read_columns
 from app.datasets.times import as_ns, floor_ns, raw_times
-from app.errors import ServiceError, shown
+from app.errors import ServiceError, shown, told
 from app.jobs.config import DataConfig, LossConfig
 from app.jobs.scores import scores
 from worker.engine.loss import build_loss
@@ -428,11 +428,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = predict(
             given.checkpoint, given.data, given.out, device=given.device, allowed_prefixes=given.allow
         )
-    except ServiceError as error:
-        print(f"error: {error.message}" + (f" {error.hint}" if error.hint else ""), file=sys.stderr)
-        return 1
-    except (CorruptCheckpoint, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ServiceError, CorruptCheckpoint, OSError) as error:
+        print(f"error: {told(error)}", file=sys.stderr)
         return 1
     print(json.dumps({"path": str(found.path), "windows": found.windows, "scores": found.scores}))
     if found.scores is not None:

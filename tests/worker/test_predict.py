@@ -247,3 +247,18 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr()
     assert json.loads(said.out)["scores"]["windows"] == 6
     assert "| all 6 windows have a label" in said.err
+
+
+def test_an_error_is_one_line_that_a_terminal_only_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    table = make_table(make_rows(9), range(9)).rename_columns(["timestamp", "a\x1b[2Jb\nc"])
+    pq.write_table(table, tmp_path / "d.parquet")
+    assert main([str(checkpoint), str(tmp_path / "d.parquet"), "--out", str(tmp_path / "p.parquet")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "\x1b" not in said
+    folder = tmp_path / "gone\x1b[2J"
+    assert main([str(folder / "best.pth"), "x", "--out", "y"]) == 1
+    assert "\\x1b[2J" in capsys.readouterr().err
