@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.api.explain import read_job, remainder
 from app.api.services import Services
-from app.errors import InvalidRequest, Problem
+from app.errors import InvalidRequest, Problem, shown
 from app.jobs.config import JobRequest
 from app.jobs.custom import custom_model_problems
 from app.jobs.foresight import Foresight, Gpu, foresee
@@ -79,10 +79,22 @@ def _checked(
             *_bad_start(services, known, data),
             *custom_model_problems(known.model, services.settings.custom_prefixes),
             *data.errors,
+            *_equal_names(data),
         ]
     if problems or request is None or data is None:
         raise InvalidRequest(problems=problems)
     return request, data
+
+
+def _equal_names(data: Preflight) -> list[Problem]:
+    """Refuse classes that scores by name could not tell apart. Jobs that are here already keep theirs."""
+    names = (data.dataset.classes if data.dataset else None) or ()
+    twice = sorted({name for name in names if names.count(name) > 1})
+    hint = "Give each class a name of its own, in data.classes or in the dataset's metadata."
+    return [
+        Problem("/data/classes", "equal_names", f"two classes are called {shown(name)!r}", hint)
+        for name in twice
+    ]
 
 
 def _bad_start(services: Services, request: JobRequest, data: Preflight) -> list[Problem]:

@@ -245,8 +245,7 @@ def _matches(home: Path, segments: Sequence[str], deadline: float | None) -> Ite
     elif is_glob("/".join(segments)):
         plain, glob = _cut(segments)
         folder = home.joinpath(*plain)
-        if not folder.resolve().is_relative_to(home):
-            raise _outside(home, folder)
+        _real(home, folder)
         yield from _globbed(home, folder, glob, deadline)
 
 
@@ -266,11 +265,9 @@ def _globbed(home: Path, top: Path, glob: Glob, deadline: float | None) -> Itera
             path = folder / entry.name
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((path, places))
-            elif (
-                entry.is_dir()
-            ):  # a link: followed, two of them to "." would double the folders at each level
-                if not path.resolve().is_relative_to(home):
-                    raise _outside(home, path)
+            elif os.path.isdir(path):
+                # A link: followed, two of them to "." would double the folders at each level.
+                _real(home, path)
             elif glob.is_match(places) and path.suffix.lower() in SUFFIXES:
                 yield path
 
@@ -285,9 +282,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _parquet_below(home: Path, folder: Path, deadline: float | None = None) -> Iterator[Path]:
-    resolved = folder.resolve()
-    if not resolved.is_relative_to(home):
-        raise _outside(home, folder)
+    _real(home, folder)
     for parent, folders, files in os.walk(folder, followlinks=False):
         check_deadline(deadline)
         at_root = Path(parent).resolve() == home
@@ -308,12 +303,9 @@ def _checked(home: Path, path: Path) -> FoundFile | None:
     parts = path.relative_to(home).parts
     if _is_ours(parts[0]) or any(_is_hidden(part) for part in parts):
         return None
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # a dangling link, or a loop of links
-        raise NotARegularFile(f"{shown(name)!r} is a link that leads nowhere.", "Remove it.") from error
-    if not real.is_relative_to(home):
-        raise _outside(home, path)
+    if not os.path.exists(path):
+        raise _nowhere(home, path)
+    real = _real(home, path)
     if _is_ours(real.relative_to(home).parts[0]):
         raise NoFiles(f"{shown(name)!r} leads to files of the service, which are never data.", _RULE)
     if _regular(path) is None:
@@ -321,6 +313,23 @@ def _checked(home: Path, path: Path) -> FoundFile | None:
             f"{shown(name)!r} is not a regular file.", "Pipes, devices and sockets cannot be read."
         )
     return FoundFile(name, path)
+
+
+def _real(home: Path, path: Path) -> Path:
+    """Follow the links of a path, which must stay below the root."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise _nowhere(home, path) from error
+    if not real.is_relative_to(home):
+        raise _outside(home, path)
+    return real
+
+
+def _nowhere(home: Path, path: Path) -> NotARegularFile:
+    """Say that a link dangles, or leads to itself."""
+    name = path.relative_to(home).as_posix()
+    return NotARegularFile(f"{shown(name)!r} is a link that leads nowhere.", "Remove it.")
 
 
 def _regular(path: Path) -> os.stat_result | None:

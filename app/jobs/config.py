@@ -73,17 +73,9 @@ Column = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]
 
 
-def _all_different(names: list[str]) -> list[str]:
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise ValueError(f"must all be different: {name!r} is there twice")
-    return names
-
-
 ClassNames = Annotated[
     list[Annotated[Text, StringConstraints(min_length=1, max_length=64)]],
     Field(min_length=2, max_length=256),
-    AfterValidator(_all_different),
 ]
 
 

@@ -168,6 +168,19 @@ def test_pipes_and_dangling_links_are_no_regular_files(root: Path) -> None:
         assert refusal(root, pattern).code == "not_a_regular_file"
 
 
+@pytest.mark.parametrize("pattern", ["*", "btc/*", "**/*", "btc/loop/*", "btc/loop", "btc/l*/*"])
+def test_links_that_lead_to_each_other_are_no_data(root: Path, pattern: str) -> None:
+    before = names(root, "*")
+    (root / "btc/loop").symlink_to("pool")
+    (root / "btc/pool").symlink_to("loop")
+    if "loop" in pattern:
+        assert refusal(root, pattern).code == "not_a_regular_file"
+    elif pattern == "btc/l*/*":
+        assert refusal(root, pattern).code == "no_files"
+    else:
+        assert set(names(root, pattern)) <= set(before)
+
+
 def test_a_root_that_is_not_there_has_no_files(tmp_path: Path) -> None:
     assert refusal(tmp_path / "absent", "x").code == "no_files"
     assert list_datasets(tmp_path / "absent") == ()

@@ -278,7 +278,7 @@ def test_metadata_of_two_builds_do_not_mix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"horizon_s": -1}, {"dtype": "object"}, {"shape": []}, {"classes": ["up", "down", "up"]}, [1]],
+    [{"horizon_s": -1}, {"dtype": "object"}, {"shape": []}, [1]],
     ids=str,
 )
 def test_malformed_metadata_are_refused(tmp_path: Path, metadata: Any) -> None:
