@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from app.errors import ServiceError, shown, told
 from app.jobs.config import DataConfig, LossConfig
 from app.jobs.scores import scores
 from worker.engine.loss import build_loss
+from worker.engine.resolve import resolve_class_weights
 from worker.models import CorruptCheckpoint, SequenceModel, load
 from worker.models.about import About
 from worker.models.base import gather_windows
@@ -47,6 +49,8 @@ PIECE_ROWS, PIECE_BYTES = 8192, 16 * 2**20  # rows decoded at once, at most
 ENCODE_ROWS, HEAD_WINDOWS = 1024, 256  # that go through the model at once
 
 LOSS_CONFIG: TypeAdapter[LossConfig] = TypeAdapter(LossConfig)
+# Of what is known of a checkpoint.
+_NEEDED = ("classes", "config.data", "config.loss", "resolved.features", "resolved.shape")
 _NO_LABEL = "Labels are not needed: leave the column out of the data if it holds something else."
 
 Ints = NDArray[np.int64]
@@ -57,8 +61,9 @@ Mask = NDArray[np.bool_]
 class Predicted:
     """What was written. scores: of the windows that have a label; null when the data have none.
 
-    scores: "windows" (how many have a label), "loss" (the job's own, by its class weights), "confusion" (rows
-    are labels), and those of `app.jobs.scores`: accuracy, macro_f1, balanced_accuracy, mcc, per_class.
+    scores: "windows" (how many have a label), "loss" (the job's own, by its class weights; null when these
+    are all 0 here), "confusion" (rows are labels), and those of `app.jobs.scores`: accuracy, macro_f1,
+    balanced_accuracy, mcc, per_class.
     """
 
     path: Path
@@ -85,6 +90,8 @@ def predict(
     """
     target = Path(target)
     model, about = load(checkpoint, allowed_prefixes=allowed_prefixes)
+    if missing := [needed for needed in _NEEDED if not _has(about, needed)]:
+        raise CorruptCheckpoint(f"What is known of {checkpoint} lacks {', '.join(missing)}.")
     model = model.to(device)
     source = open_source(str(data), about, besides=target)
     scoring = Scoring(about) if source.label is not None else None
@@ -101,15 +108,22 @@ def predict(
     return Predicted(target, num_windows, scoring.scores() if scoring else None)
 
 
+def _has(about: Any, dotted: str) -> bool:
+    name, _, rest = dotted.partition(".")
+    return name in about and (not rest or _has(about[name], rest))
+
+
 class Scoring:
     """Sums over the windows that have a label: the job's loss in float64, and the confusion counts."""
 
     def __init__(self, about: About) -> None:
         self.num_classes = len(about["classes"])
         self._classes = about["classes"]
+        loss = LOSS_CONFIG.validate_json(json.dumps(about["config"]["loss"]))
+        asked = resolve_class_weights(loss.class_weights, self.num_classes)
         self._loss = build_loss(
-            LOSS_CONFIG.validate_json(json.dumps(about["config"]["loss"])),
-            about["resolved"]["class_weights"],
+            loss,
+            about["resolved"].get("class_weights", asked),
             num_classes=self.num_classes,
             dtype=torch.float64,
             device=torch.device("cpu"),
@@ -130,9 +144,10 @@ class Scoring:
         support = [sum(row) for row in confusion]
         if not sum(support):
             return None
+        loss = self._loss.mean(self._loss_sum, support)
         return {
             "windows": sum(support),
-            "loss": self._loss.mean(self._loss_sum, support),
+            "loss": loss if math.isfinite(loss) else None,
             **scores(confusion, self._classes),
             "confusion": confusion,
         }
@@ -231,7 +246,7 @@ def open_source(path: str, about: About, *, besides: Path) -> Source:
                 "The data need the columns the model was trained with, but for the label.",
             )
     metadata = footers[0].metadata or Metadata()
-    label = config.label if config.label in types else None
+    label = config.label if config.label in types and not pa.types.is_null(types[config.label]) else None
     if label is not None and not pa.types.is_integer(types[label]):
         raise LabelOutOfRange(
             f"The label column {shown(label)!r} is {types[label]}, not an integer.", _NO_LABEL
@@ -440,8 +455,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _score_line(num_windows: int, of: dict[str, Any]) -> str:
     """Say how good the predictions are, in the words of the training log."""
     which = "all" if of["windows"] == num_windows else f"{of['windows']} of"
+    loss = "none" if of["loss"] is None else f"{of['loss']:.4f}"
     return (
-        f"Loss: {of['loss']:.4f} | Acc: {of['accuracy']:.2%} | macro-F1: {of['macro_f1']:.2f}"
+        f"Loss: {loss} | Acc: {of['accuracy']:.2%} | macro-F1: {of['macro_f1']:.2f}"
         f" | MCC: {of['mcc']:.2f} | {which} {num_windows} windows have a label"
     )
 

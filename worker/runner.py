@@ -140,7 +140,7 @@ def run(assignment: Assignment, send: Send, orders: Orders) -> None:
 
 
 class _Sinks:
-    """The run's own files. None of them is worth a training: a disk that fails them is a warning, once."""
+    """The run's own files. None of them is worth a training: what fails them is a warning, once."""
 
     def __init__(self, assignment: Assignment) -> None:
         self._log = Log(sys.stdout, _heading(assignment))
@@ -165,13 +165,15 @@ class _Sinks:
         for sink in (self._log, self._plot, self._card):
             try:
                 sink.write(event)
-            except OSError as error:
+            except Exception as error:  # a fault of ours included
                 if not self._has_warned:
                     self._has_warned = True
                     name = type(sink).__name__.lower()
-                    yield Warned(
-                        "storage_error", f"The {name} of the run cannot be written: {error.strerror}."
-                    )
+                    if not isinstance(error, OSError):
+                        traceback.print_exc()
+                    why = getattr(error, "strerror", None) or f"{type(error).__name__}: {first_line(error)}"
+                    code = "storage_error" if isinstance(error, OSError) else "internal"
+                    yield Warned(code, f"The {name} of the run cannot be written: {why}.")
 
     def fail(self, ended: Ended) -> None:
         """Say in the log why the attempt ends; called where the exception is handled."""

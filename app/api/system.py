@@ -26,7 +26,7 @@ class QueueQuery(parameters.Query):
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
     after: Annotated[
         str | None,
-        StringConstraints(pattern=r"^-?\d{1,4}\.-?\d{1,19}\.[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
+        StringConstraints(pattern=r"^-?[0-9]{1,4}\.-?[0-9]{1,19}\.[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
         Field(description="The `next_after` of the page before."),
     ] = None
 

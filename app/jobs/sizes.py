@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,8 @@ from typing import Any
 from app.jobs.config import JobRequest, canonical
 
 TIMEOUT_S = 60.0
+# Each is a process that holds torch.
+_AT_ONCE = threading.BoundedSemaphore(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +101,15 @@ def _what_matters(request: JobRequest) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _ask(question: str) -> Mapping[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.describe"],
-        input=question,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=True,
-    )
+    with _AT_ONCE:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.describe"],
+            input=question,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from app.datasets.errors import DataError
 from tests.worker.best import save_best
-from worker.models import SequenceModel
+from worker.models import CorruptCheckpoint, SequenceModel
 from worker.predict import Predicted, main, predict, split_path
 
 torch.set_num_threads(1)
@@ -217,11 +217,31 @@ def test_labels_the_model_does_not_know_are_named(labels: pa.Array, message: str
     assert not (tmp_path / "p.parquet").exists()
 
 
-def test_labels_that_are_all_missing_give_no_scores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [pa.int64(), pa.null()], ids=str)
+def test_labels_that_are_all_missing_give_no_scores(kind: pa.DataType, tmp_path: Path) -> None:
     checkpoint, _ = save_best(tmp_path, MLP)
-    nothing = pa.array([None] * 6, pa.int64())
+    nothing = pa.array([None] * 6, kind)
     pq.write_table(make_table(make_rows(6), range(6), label=nothing), tmp_path / "d.parquet")
     assert predict(checkpoint, tmp_path / "d.parquet", tmp_path / "p.parquet").scores is None
+
+
+def test_labels_without_weight_have_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP, loss={"class_weights": [0.0, 1.0, 1.0]})
+    pq.write_table(make_table(make_rows(6), range(6), label=pa.array([0] * 6)), tmp_path / "d.parquet")
+    assert main([str(checkpoint), str(tmp_path / "d.parquet"), "--out", str(tmp_path / "p.parquet")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out, parse_constant=pytest.fail)["scores"]["loss"] is None
+    assert said.err.startswith("Loss: none | Acc:")
+
+
+def test_a_sidecar_too_small_to_predict_with_is_named(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    sidecar = checkpoint.with_suffix(".json")
+    about = json.loads(sidecar.read_text())
+    del about["classes"], about["resolved"]["features"]
+    sidecar.write_text(json.dumps(about))
+    with pytest.raises(CorruptCheckpoint, match=r"lacks classes, resolved\.features"):
+        predict(checkpoint, tmp_path, tmp_path / "p.parquet")
 
 
 def test_a_path_is_a_file_a_folder_or_a_glob(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 About = dict[str, Any]
 State = Mapping[str, Tensor]
 
-KEY = "saimp"
+KEY = "/saimp"  # no module is called so
 # Nothing that differs between jobs whose models are equal: such checkpoints are equal files.
 CARRIED: dict[str, tuple[str, ...]] = {
     "config": ("data", "model", "loss"),

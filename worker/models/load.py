@@ -7,11 +7,10 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from app.errors import shown
 from app.jobs.config import ModelConfig
@@ -21,8 +20,6 @@ from worker.models.build import build_model
 from worker.models.normalizer import Scaling
 
 MODEL_CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-
-
 _AGAIN = "Fetch both again: `saimp pull JOB`."
 
 
@@ -51,21 +48,33 @@ def load(path: Path | str, *, allowed_prefixes: Sequence[str] = ()) -> tuple[Seq
     beside = _beside(path, sha256)
     weights = _weights(path, content)
     about = beside or _carried(path, weights, sha256)
-    shapes = about["shapes"]
-    is_normalized = about["config"].get("data", {}).get("normalize", "none") != "none"
+    try:
+        model = _built(about, allowed_prefixes)
+        model.load_state_dict(weights)
+    except KeyError as error:
+        raise CorruptCheckpoint(f"What is known of {path.name} lacks {error}. {_AGAIN}") from error
+    except (ValidationError, RuntimeError) as error:
+        why = shown(str(error).splitlines()[-1].strip(), 200)
+        raise CorruptCheckpoint(
+            f"{path.name} does not fit what is known of it: {why}. If a newer version made it, use that one."
+        ) from error
+    return model.eval(), about
+
+
+def _built(about: About, allowed_prefixes: Sequence[str]) -> SequenceModel:
+    """Build the model that is described, with any numbers."""
+    config, shapes = about["config"], about["shapes"]
+    is_normalized = config.get("data", {}).get("normalize", "none") != "none"
     # Only places for the numbers, which come with the weights.
     row = torch.zeros(shapes["row"])
-    scaling = Scaling(row, row + 1) if is_normalized else None
-    model = build_model(
-        MODEL_CONFIG.validate_json(json.dumps(about["config"]["model"])),
+    return build_model(
+        MODEL_CONFIG.validate_json(json.dumps(config["model"])),
         window=shapes["window"],
         shape=shapes["row"],
         num_classes=shapes["num_classes"],
         allowed_prefixes=allowed_prefixes,
-        scaling=scaling,
+        scaling=Scaling(row, row + 1) if is_normalized else None,
     ).to(torch.float32)  # as in training: a custom model may hold numbers of another type, rows are float32
-    model.load_state_dict(weights)
-    return model.eval(), about
 
 
 def _beside(path: Path, sha256: str) -> About | None:
@@ -90,7 +99,7 @@ def _beside(path: Path, sha256: str) -> About | None:
 def _weights(path: Path, content: bytes) -> State:
     try:
         weights: Any = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # whatever bytes lead the unpickler to
         begins = shown(repr(content[:32]))
         raise CorruptCheckpoint(
             f"{path} is no checkpoint, or a damaged one: it begins with {begins}. {_AGAIN}"

@@ -105,6 +105,28 @@ def test_a_sidecar_that_is_none_is_refused(checkpoint: Path, text: str) -> None:
         load(checkpoint)
 
 
+@pytest.mark.parametrize("key", ["config", "shapes"])
+def test_a_sidecar_that_lacks_something_is_named(run: Run, checkpoint: Path, key: str) -> None:
+    path = add_sidecar(run, checkpoint)
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    with pytest.raises(CorruptCheckpoint, match=f"lacks '{key}'"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [({"name": "of_tomorrow"}, "newer version"), ({**VIVIT, "d_model": 16}, "size mismatch")],
+    ids=["newer", "other"],
+)
+def test_a_checkpoint_of_another_model_than_it_says_is_refused(
+    run: Run, checkpoint: Path, model: dict[str, object], why: str
+) -> None:
+    assert run.best is not None
+    add_sidecar(run, checkpoint, config={**run.best.sidecar["config"], "model": model})
+    with pytest.raises(CorruptCheckpoint, match=why):
+        load(checkpoint)
+
+
 def test_an_older_file_without_its_sidecar_says_what_to_fetch(checkpoint: Path) -> None:
     torch.save(dict(torch.load(checkpoint, weights_only=True)), checkpoint)
     with pytest.raises(FileNotFoundError, match=r"saimp_best\.json is missing.*saimp pull JOB"):
