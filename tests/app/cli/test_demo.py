@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from app.cli import demo
+from app.cli.recipes import KNOWN, TUNED, Recipe
 from app.cli.service import ServiceDied, service
-from app.client import Client
+from app.client import Client, Json
 from tests.app.cli.call import saimp
 from tests.factories import write_dataset
 from tests.processes import environment, eventually, is_gone
@@ -30,17 +34,27 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     signal.signal(signal.SIGTERM, before)
 
 
+def _briefly(recipe: Recipe) -> Json:
+    training = {**recipe.sections["training"], "epochs": 1, "threads": 1}
+    return {"model": {"name": "mlp"}, **recipe.sections, "training": training}
+
+
 def with_dataset(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """Let the demo train on a small dataset."""
+    brief = [replace(recipe, sections=_briefly(recipe)) for recipe in (KNOWN, TUNED)]
+    monkeypatch.setattr(demo, "KNOWN", brief[0])
+    monkeypatch.setattr(demo, "TUNED", brief[1])
 
     def prepare(root: Path, _console: Console) -> str:
-        write_dataset(root / "data" / "demo", rows=160, **options)
+        write_dataset(root / "data" / "demo", rows=480, **options)
         return "demo"
 
     monkeypatch.setattr(demo, "_prepare", prepare)
 
 
-def test_the_demo_ends_with_a_verified_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_compares_two_recipes_and_uses_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_dataset(monkeypatch)
     before = set(psutil.Process().children())  # other tests' database server may be there
     for _ in range(2):
@@ -50,10 +64,21 @@ def test_the_demo_ends_with_a_verified_checkpoint(tmp_path: Path, monkeypatch: p
     url = re.search(r"served at +(http://127\.0\.0\.1:\d+)", text)
     assert url is not None
     assert f"service     {url[1]}" in text
-    assert "✓ succeeded" in text
-    assert re.search(r"Neutro +\d\.\d{3} +\d\.\d{3} +\d\.\d{3} +\d+ +\d\.\d{3}", text)
-    assert "F1 of always" in text
+    assert text.count("✓ succeeded") == 2
+    for split in ("training", "validation", "test"):
+        assert re.search(rf"^{split} +\d+ windows until 1970-01-01 00:0\d: Neutro \d+%", text, re.MULTILINE)
+    for row in ("known recipe", "tuned recipe"):
+        assert (
+            len(re.findall(rf"^  {row}( +-?\d\.\d{{3}}){{4}}( +\d+\.\d{{4}}){{2}}$", text, re.MULTILINE)) == 2
+        )
+    assert len(re.findall(r"^  class frequencies( +\d\.\d{3}){4}", text, re.MULTILINE)) == 2
+    assert re.search(r"On test, .*what needs no model:\n", text)
     assert "sha256 verified; loaded with torch.load(weights_only=True)" in text
+    used = re.search(r"^used +saimp (predict .*)$\n +a class .* each of (\d+) windows", text, re.MULTILINE)
+    assert used is not None
+    predictions = pq.read_table(tmp_path / "demo" / "predictions.parquet")
+    assert predictions.num_rows == int(used[2]) > 0
+    assert saimp(*shlex.split(used[1])).exit_code == 0  # what the screen says can be typed
     for label in ("checkpoint", "curves", "log"):
         found = re.search(rf"^{label} +(\S+)", text, re.MULTILINE)
         assert found is not None
@@ -63,7 +88,7 @@ def test_the_demo_ends_with_a_verified_checkpoint(tmp_path: Path, monkeypatch: p
 
 
 def test_a_job_that_fails_says_why_and_shows_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_dataset(monkeypatch, bad_row=100)
+    with_dataset(monkeypatch, bad_row=300)
     result = saimp("demo", "--root", tmp_path / "demo")
     assert result.exit_code == 1
     assert "✗ failed (data_invalid)" in result.stdout

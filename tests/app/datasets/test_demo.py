@@ -100,9 +100,11 @@ def test_without_a_network_the_trades_are_loudly_synthetic(tmp_path: Path) -> No
     assert dataset.path.name == "demo-SYNTHETIC"
     file = next(dataset.path.glob("*.parquet"))
     assert json.loads(pq.read_schema(file).metadata[b"saimp"])["build"]["source"] == "SYNTHETIC order flow"
-    assert 2400 < dataset.rows < 2600
-    for counts in (dataset.train_counts, dataset.val_counts):
-        assert min(counts.values()) >= 20, counts
+    assert 6000 < dataset.rows < 9000
+    label = pq.read_table(dataset.path, columns=["label"])["label"].to_numpy()
+    assert len(label) == dataset.rows
+    for part in np.split(label, [dataset.rows * 70 // 100, dataset.rows * 85 // 100]):
+        assert min(np.bincount(part, minlength=4)) >= 20
 
 
 @pytest.mark.usefixtures("offline")
