@@ -84,7 +84,7 @@ def job(row: Row, where: Standing) -> dict[str, Any]:
         "attempt": row.attempt,
         "crashes": row.crashes,
         "queue": place(row, where),
-        "champion": row.is_promoted or row.id in where.champions,
+        "champion": (row.is_promoted and row.best_file is not None) or row.id in where.champions,
         "progress": progress(row, where.besides_s.get(row.id, 0.0)),
         "best": best(row, where.confusions.get(row.id)),
         "test": test(row),

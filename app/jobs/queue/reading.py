@@ -74,7 +74,7 @@ class Reading(Door):
     ) -> tuple[Sequence[Champion], bool]:
         """Page through the champions of all keys, the newest key first. Returns (champions, has_more)."""
         with self.database.reading() as connection:
-            return champion.champions(connection, limit=limit, after=after, path=path)
+            return champion.champions(connection, self.paths, limit=limit, after=after, path=path)
 
     def champion_ids(self, keys: Collection[str]) -> frozenset[str]:
         """Name the champions of some comparison keys."""
