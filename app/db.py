@@ -12,7 +12,7 @@ import math
 import random
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +29,7 @@ from app.failpoints import failpoint
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # How long a writer waits before it looks again whether it is its turn.
 LOOK_AGAIN_S = (0.002, 0.006)
+_UNDONE = "saimp.undone"
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
@@ -53,6 +54,13 @@ class Finite(sa.TypeDecorator[float]):
 
     def process_bind_param(self, value: float | None, dialect: sa.Dialect) -> float | None:
         return value if value is not None and math.isfinite(value) else None
+
+
+def when_undone(connection: sa.Connection, act: Callable[[], None]) -> None:
+    """Call `act` after this transaction if it comes to nothing, for all that is known: it failed."""
+    acts: list[Callable[[], None]] = connection.info[_UNDONE]
+    if act not in acts:
+        acts.append(act)
 
 
 def server_time(dialect: str, *, plus_s: float = 0.0) -> sa.ColumnElement[datetime]:
@@ -91,10 +99,17 @@ class Database:
     @contextmanager
     def writing(self, verb: str | None = None) -> Iterator[sa.Connection]:
         """verb: names the failpoints before and after the commit."""
-        with _named_errors(), self.write_engine.begin() as connection:
-            yield connection
-            if verb is not None:
-                failpoint(f"{verb}.before_commit")
+        undone: list[Callable[[], None]] = []
+        try:
+            with _named_errors(), self.write_engine.begin() as connection:
+                connection.info[_UNDONE] = undone
+                yield connection
+                if verb is not None:
+                    failpoint(f"{verb}.before_commit")
+        except BaseException:
+            for act in undone:
+                act()
+            raise
         if verb is not None:
             failpoint(f"{verb}.after_commit")
 

@@ -236,6 +236,7 @@ class Supervisor:
                 for job_id, status in self._queue.rescue(self._owner.host):
                     self._say(f"took {job_id} from a host that fell silent: {status}")
             self._resume_where_there_is_room()
+            self._queue.follow_champion()
         except StorageUnavailable as error:
             self._away = self._beaten
             self._say(f"database: {error.message}")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from app.jobs.config import TrainingConfig
 from app.jobs.eta import starts
 from app.jobs.queue import Queue
-from app.jobs.scores import Confusion, constant_loss, majority_baseline, most_frequent, scores
+from app.jobs.scores import Margins, constant_loss, majority_baseline, most_frequent, scores
 from app.jobs.states import Status
 
 Row = sa.Row[Any]
@@ -30,13 +30,13 @@ class Standing:
     drained_at: datetime | None  # null: the queue is open
     besides_s: Mapping[str, float]  # of running jobs: what an epoch takes besides training
     champions: frozenset[str]  # of the comparison keys of jobs that have ended
-    confusions: Mapping[str, Confusion] = field(default_factory=dict)  # of the validation of the best epochs
+    margins: Mapping[str, Margins] = field(default_factory=dict)  # of the validation of the best epochs
 
 
 def standing(queue: Queue, rows: Sequence[Row]) -> Standing:
     """Look up what it takes to render these jobs."""
     with_best = [row.id for row in rows if row.best_epoch is not None]
-    return replace(turns(queue, rows), confusions=queue.best_confusions(with_best))
+    return replace(turns(queue, rows), margins=queue.best_margins(with_best))
 
 
 def turns(queue: Queue, rows: Sequence[Row]) -> Standing:
@@ -84,9 +84,9 @@ def job(row: Row, where: Standing) -> dict[str, Any]:
         "attempt": row.attempt,
         "crashes": row.crashes,
         "queue": place(row, where),
-        "champion": row.is_promoted or row.id in where.champions,
+        "champion": (row.is_promoted and row.best_file is not None) or row.id in where.champions,
         "progress": progress(row, where.besides_s.get(row.id, 0.0)),
-        "best": best(row, where.confusions.get(row.id)),
+        "best": best(row, where.margins.get(row.id)),
         "test": test(row),
         "config": row.config,
         "resolved": row.resolved,
@@ -175,18 +175,18 @@ def _nominal_batch(row: Row) -> int:
     return TrainingConfig.model_construct(**row.config["training"]).nominal_batch
 
 
-def best(row: Row, confusion: Confusion | None) -> dict[str, Any] | None:
-    """Name the best epoch so far. confusion: of its validation, when it is known."""
+def best(row: Row, margins: Margins | None) -> dict[str, Any] | None:
+    """Name the best epoch so far. margins: of its validation, when they are known."""
     if row.best_epoch is None:
         return None
-    found = scores(confusion) if confusion else {}
+    found = scores(margins) if margins else {}
     return {
         "epoch": row.best_epoch,
         "val_loss": row.best_val_loss,
         "val_accuracy": row.best_val_accuracy,
         "macro_f1": found.get("macro_f1"),
         "mcc": found.get("mcc"),
-        **_baselines(row, confusion),
+        **_baselines(row, margins),
     }
 
 
@@ -195,23 +195,24 @@ def test(row: Row) -> dict[str, Any] | None:
     if row.test is None:
         return None
     confusion = row.test["confusion"]
-    found = scores(confusion)
+    margins = Margins.of(confusion)
+    found = scores(margins)
     return {
         "loss": row.test["loss"],
         "accuracy": row.test["accuracy"],
         "macro_f1": found["macro_f1"],
         "mcc": found["mcc"],
         "confusion": confusion,
-        **_baselines(row, confusion),
+        **_baselines(row, margins),
     }
 
 
-def _baselines(row: Row, confusion: Confusion | None) -> dict[str, Any]:
+def _baselines(row: Row, margins: Margins | None) -> dict[str, Any]:
     """Say what is reached without a model on the split that was judged; null when it is not known."""
     splits, resolved = (row.plan or {}).get("splits"), row.resolved
-    if not (confusion and splits and resolved):
+    if not (margins and splits and resolved):
         return {"baseline_class": None, "baseline_macro_f1": None, "baseline_loss": None}
-    support, train_counts = [sum(counts) for counts in confusion], splits["train"]["class_counts"]
+    support, train_counts = margins.support, splits["train"]["class_counts"]
     majority = majority_baseline(support, most_frequent(train_counts), resolved.get("classes"))
     return {
         "baseline_class": majority["class"],

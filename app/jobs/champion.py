@@ -1,8 +1,8 @@
 """The champions: of each comparison key the best job that has ended, or the one a user has promoted.
 
 The rows alone say which it is. `saimp_best.pth` in the data root follows them, inside the transaction that
-changes them: so it is right before anybody can read that a job has ended. A crash in between is put right at
-the next start or ending.
+changes them: so it is right before anybody can read that a job has ended. When that transaction comes to
+nothing, it follows once more; a crash in between is put right at the next start, ending or beat of a worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from app.failpoints import failpoint
 from app.jobs.files import Paths, sidecar
-from app.jobs.placing import link, sync
+from app.jobs.placing import link, read_json, sync
 from app.jobs.tables import job
 
 Row = sa.Row[Any]
@@ -28,21 +28,48 @@ CHAMPION_LOCK = 0x5A1320  # any number, the same for all
 _CONTENDS = sa.and_(
     job.c.ending.is_not(None), job.c.best_val_loss.is_not(None), job.c.comparison_key.is_not(None)
 )
-_PROMOTED = sa.select(job).where(job.c.is_promoted)
+# A promotion stands while its job has no best, as after a rewind to zero; it names no champion then. In plain
+# words: "is_promoted = 1", as SQLAlchemy would write it for SQLite, is not what its index is of.
+_IS_PROMOTED = sa.and_(sa.literal_column("job.is_promoted"), job.c.best_file.is_not(None))
+_WHO = (job.c.id, job.c.comparison_key, job.c.best_file, job.c.best_sha256)
 # Of equal losses the one that stood first stands on.
-_BEST_OF_KEY = (
-    sa.select(job)
-    .where(_CONTENDS, job.c.comparison_key == sa.bindparam("key"))
-    .order_by(job.c.best_val_loss, job.c.ending)
-    .limit(1)
-)
+_ORDER = (job.c.best_val_loss, job.c.ending)
 # One fold tells little of a model: the file is left to the others.
-_NEWEST_KEY = (
-    sa.select(job.c.comparison_key)
-    .where(_CONTENDS, job.c.config[("data", "fold")].as_string().is_(None))
-    .order_by(job.c.ending.desc())
-    .limit(1)
+_IS_WHOLE = job.c.config[("data", "fold")].as_string().is_(None)
+
+_PROMOTED: sa.Select[Any] = sa.select(*_WHO).where(_IS_PROMOTED)
+_BEST_OF_KEY: sa.Select[Any] = (
+    sa.select(*_WHO).where(_CONTENDS, job.c.comparison_key == sa.bindparam("key")).order_by(*_ORDER).limit(1)
 )
+_NEWEST_KEY = (
+    sa.select(job.c.comparison_key).where(_CONTENDS, _IS_WHOLE).order_by(job.c.ending.desc()).limit(1)
+)
+
+
+def _bests_of_keys() -> sa.Select[Any]:
+    """For each key one look into the index: a rank of all jobs of a key would read them all."""
+    other = job.alias("other")
+    asked: sa.BindParameter[Any] = sa.bindparam("keys", expanding=True)
+    keys = (
+        sa.select(other.c.comparison_key.label("key")).where(other.c.comparison_key.in_(asked)).distinct()
+    ).subquery("keys")
+    best = (
+        sa.select(job.c.id)
+        .where(_CONTENDS, job.c.comparison_key == keys.c.key)
+        .order_by(*_ORDER)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return sa.select(keys.c.key, best.label("id"))
+
+
+def _line_for_file() -> sa.Select[Any]:
+    newest = sa.func.max(job.c.ending).over(partition_by=job.c.comparison_key)
+    return sa.select(*_WHO).where(_CONTENDS, _IS_WHOLE).order_by(newest.desc(), *_ORDER)
+
+
+_BESTS_OF_KEYS = _bests_of_keys()
+_LINE_FOR_FILE = _line_for_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,52 +83,86 @@ class Champion:
 
 def champion(connection: sa.Connection, key: str) -> Row | None:
     """Find the champion of a comparison key; null when none of its jobs has ended with a best."""
-    promoted = connection.execute(_PROMOTED).one_or_none()
-    if promoted is not None and promoted.comparison_key == key:
-        return promoted
-    return connection.execute(_BEST_OF_KEY, {"key": key}).one_or_none()
+    ids = _by_key(connection, [key], _promoted(connection))
+    return _rows(connection, ids.values()).get(ids.get(key))
+
+
+def champion_ids(connection: sa.Connection, keys: Collection[str]) -> frozenset[str]:
+    """Name the champions of some keys."""
+    return frozenset(_by_key(connection, keys, _promoted(connection)).values())
 
 
 def champions(
-    connection: sa.Connection, *, limit: int, after: int | None = None, path: str | None = None
+    connection: sa.Connection,
+    paths: Paths | None,
+    *,
+    limit: int,
+    after: int | None = None,
+    path: str | None = None,
 ) -> tuple[Sequence[Champion], bool]:
     """Page through the champions, the key of the job that ended last first. Returns (champions, has_more).
 
     after: the `newest` of the last one before; path: only keys of jobs with this `data.path`.
     """
-    is_promoted = job.c.is_promoted & job.c.comparison_key.is_not(None)
-    newest = sa.func.max(sa.func.coalesce(job.c.ending, 0))
-    keys = sa.select(job.c.comparison_key, newest.label("newest")).where(_CONTENDS | is_promoted)
+    promoted = _promoted(connection)
+    jobs = sa.select(job.c.comparison_key, sa.func.coalesce(job.c.ending, 0).label("ending"))
+    those = [jobs.where(_CONTENDS)]
+    if promoted is not None and promoted.comparison_key is not None:
+        those.append(jobs.where(job.c.id == promoted.id))  # it may still run
     if path is not None:
-        keys = keys.where(job.c.config[("data", "path")].as_string() == path)
-    keys = keys.group_by(job.c.comparison_key)
+        those = [some.where(job.c.config[("data", "path")].as_string() == path) for some in those]
+    either = sa.union_all(*those).subquery()
+    newest = sa.func.max(either.c.ending)
+    keys = sa.select(either.c.comparison_key, newest).group_by(either.c.comparison_key)
     if after is not None:
         keys = keys.having(newest < after)
     found = connection.execute(keys.order_by(newest.desc()).limit(limit + 1)).all()
-    behind = behind_file(connection)
-    page = [
-        Champion(row, last, behind is not None and row.id == behind.id)
-        for key, last in found[:limit]
-        if (row := champion(connection, key)) is not None
-    ]
+    ids = _by_key(connection, [key for key, _ in found[:limit]], promoted)
+    rows = _rows(connection, ids.values())
+    behind = _behind_file(connection, paths, promoted)
+    behind_id = None if behind is None else behind.id
+    page = [Champion(rows[ids[key]], last, ids[key] == behind_id) for key, last in found[:limit]]
     return page, len(found) > limit
 
 
-def champion_ids(connection: sa.Connection, keys: Collection[str]) -> frozenset[str]:
-    """Name the champions of some keys."""
-    return frozenset(row.id for key in keys if (row := champion(connection, key)) is not None)
-
-
-def behind_file(connection: sa.Connection) -> Row | None:
-    """Find the job whose best `saimp_best.pth` is.
+def behind_file(connection: sa.Connection, paths: Paths | None) -> Row | None:
+    """Find the job whose best `saimp_best.pth` is: its id, comparison_key, best_file, best_sha256.
 
     The promoted one; else the champion of the key of the job that ended last with a best, folds left out.
+    Who can no longer give the file, because its own files are gone, is passed over. paths: null = nobody asks
+    for files.
     """
-    promoted = connection.execute(_PROMOTED).one_or_none()
-    if promoted is not None:
+    return _behind_file(connection, paths, _promoted(connection))
+
+
+def _promoted(connection: sa.Connection) -> Row | None:
+    return connection.execute(_PROMOTED).one_or_none()
+
+
+def _by_key(connection: sa.Connection, keys: Collection[str], promoted: Row | None) -> dict[str, str]:
+    """Name the champion of each key that has one."""
+    found = connection.execute(_BESTS_OF_KEYS, {"keys": list(keys)})
+    ids = {row.key: row.id for row in found if row.id is not None}
+    if promoted is not None and promoted.comparison_key in keys:
+        ids[promoted.comparison_key] = promoted.id
+    return ids
+
+
+def _rows(connection: sa.Connection, ids: Collection[str]) -> dict[str | None, Row]:
+    found = connection.execute(sa.select(job).where(job.c.id.in_(list(ids))))
+    return {row.id: row for row in found}
+
+
+def _behind_file(connection: sa.Connection, paths: Paths | None, promoted: Row | None) -> Row | None:
+    if promoted is not None and _can_give(paths, promoted):
         return promoted
     key = connection.execute(_NEWEST_KEY).scalar_one_or_none()
-    return None if key is None else connection.execute(_BEST_OF_KEY, {"key": key}).one_or_none()
+    if key is None:
+        return None
+    best = connection.execute(_BEST_OF_KEY, {"key": key}).one()
+    if _can_give(paths, best):
+        return best
+    return next((row for row in connection.execute(_LINE_FOR_FILE) if _can_give(paths, row)), None)
 
 
 def next_ending(connection: sa.Connection) -> int:
@@ -113,7 +174,8 @@ def next_ending(connection: sa.Connection) -> int:
 def in_turn(connection: sa.Connection) -> None:
     """Wait until nobody else changes which job is the champion, up to the end of this transaction.
 
-    A row's lock is taken before, never after. SQLite has one writer anyway.
+    Take it last: whoever waits for it may hold rows of jobs with a best, so no such row is locked behind it;
+    and others wait, so nothing slow is done behind it. SQLite has one writer anyway.
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CHAMPION_LOCK})")
@@ -122,30 +184,54 @@ def in_turn(connection: sa.Connection) -> None:
 def follow(connection: sa.Connection, paths: Paths, *, is_dropped: bool = False) -> None:
     """Make `saimp_best.pth` the best of the job the rows say. Call it in turn.
 
-    Where they name none, or that job's files are gone, what there is stays: it may be all that is left of a
-    training. is_dropped: its job has been deleted, and without a next one it goes. Raises OSError.
+    Where none can give it, what there is stays: it may be all that is left of a training. is_dropped: it is
+    of a job that was deleted as the champion; then it goes. Raises OSError.
     """
-    row = behind_file(connection)
-    if row is None or row.best_file is None:
-        if row is None and is_dropped:
+    row = behind_file(connection, paths)
+    if row is None:
+        if is_dropped:
             _remove(paths)
         return
     weights = paths.job(row.id) / row.best_file
     names = ((sidecar(weights), sidecar(paths.champion())), (weights, paths.champion()))
     if all(_is_same(source, target) for source, target in names):
         return
-    if not all(source.exists() for source, _ in names):
-        return
+    if any(_is_gone(source) for source, _ in names):
+        return  # it is there already, under that name alone
     link(*names[0])
     failpoint("crown.between_links")
     link(*names[1])
     sync(paths.data_root)
 
 
+def holds(paths: Paths, row: Row) -> bool:
+    """Whether `saimp_best.pth` says that it is the best of a job."""
+    about = read_json(sidecar(paths.champion())) or {}
+    return not _is_gone(paths.champion()) and about.get("sha256") == row.best_sha256
+
+
+def _can_give(paths: Paths | None, row: Row) -> bool:
+    if paths is None:
+        return True
+    weights = paths.job(row.id) / row.best_file
+    return not (_is_gone(weights) or _is_gone(sidecar(weights))) or holds(paths, row)
+
+
 def _remove(paths: Paths) -> None:
     paths.champion().unlink(missing_ok=True)
     sidecar(paths.champion()).unlink(missing_ok=True)
     sync(paths.data_root)
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether a file is not there; one that cannot be looked at may be."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -8,23 +8,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Confusion = Sequence[Sequence[int]]
 Counts = Sequence[int]  # samples of each class
 
 
-def scores(confusion: Confusion, classes: Sequence[str] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """What all scores are of: 3 K of the K x K counts of a confusion matrix."""
+
+    hits: Counts  # the diagonal
+    support: Counts  # samples by label
+    predicted: Counts  # samples by prediction
+
+    @classmethod
+    def of(cls, confusion: Confusion) -> Margins:
+        """Count the hits, labels and predictions of each class."""
+        return cls(
+            [row[k] for k, row in enumerate(confusion)],
+            [sum(row) for row in confusion],
+            [sum(column) for column in zip(*confusion, strict=True)],
+        )
+
+
+def scores(confusion: Confusion | Margins, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """Score a confusion matrix, all in 0..1 but for mcc (-1..1). A ratio without a denominator is 0.
 
     classes: names of the K classes; null = their numbers. macro_f1: mean F1 of the classes that occur as
     label or prediction. balanced_accuracy: mean recall of the classes that occur as label. mcc: Matthews
     correlation for K classes.
     """
-    names = classes or [str(k) for k in range(len(confusion))]
-    support = [sum(row) for row in confusion]
-    predicted = [sum(column) for column in zip(*confusion, strict=True)]
-    hits = [row[k] for k, row in enumerate(confusion)]
+    margins = confusion if isinstance(confusion, Margins) else Margins.of(confusion)
+    hits, support, predicted = margins.hits, margins.support, margins.predicted
+    names = classes or [str(k) for k in range(len(support))]
     by_class = [
         {
             "precision": _ratio(hits[k], predicted[k]),
@@ -32,7 +50,7 @@ def scores(confusion: Confusion, classes: Sequence[str] | None = None) -> dict[s
             "f1": _ratio(2 * hits[k], support[k] + predicted[k]),
             "support": support[k],
         }
-        for k in range(len(confusion))
+        for k in range(len(support))
     ]
     return {
         "accuracy": _ratio(sum(hits), sum(support)),
@@ -50,7 +68,12 @@ def most_frequent(train_counts: Counts) -> int:
 
 def majority_baseline(support: Counts, most: int, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """Score always answering class `most`, the most frequent in training. support: of the split judged."""
-    always = [[n if k == most else 0 for k in range(len(support))] for n in support]
+    total = sum(support)
+    always = Margins(
+        hits=[n if k == most else 0 for k, n in enumerate(support)],
+        support=support,
+        predicted=[total if k == most else 0 for k in range(len(support))],
+    )
     return {"class": classes[most] if classes else str(most), **scores(always, classes)}
 
 
@@ -99,7 +122,7 @@ def constant_loss(
     return math.fsum(-a * math.log(f / best) for f, a in zip(fitted, asked, strict=True) if a) / total
 
 
-def _mcc(num_hits: int, support: list[int], predicted: list[int]) -> float:
+def _mcc(num_hits: int, support: Counts, predicted: Counts) -> float:
     """Compute R_K (Gorodkin 2004, Computational Biology and Chemistry 28, 367-374)."""
     total = sum(support)
     covariance = num_hits * total - sum(s * p for s, p in zip(support, predicted, strict=True))

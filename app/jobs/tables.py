@@ -189,6 +189,8 @@ epoch_row = sa.Table(
     sa.Column("samples_per_s", Finite),
     sa.Column("ece", Finite),
     sa.Column("confusion", sa.JSON, nullable=False),  # scores are computed from it when read
+    # Of a best, {hits, support, predicted} of its confusion: all that a list of jobs needs to read.
+    sa.Column("margins", NULLABLE_JSON),
     sa.Column("ram_peak", sa.BigInteger),
     sa.Column("vram_peak", sa.BigInteger),
     sa.Column("skipped_steps", sa.Integer, nullable=False),

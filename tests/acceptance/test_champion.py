@@ -17,6 +17,12 @@ from tests.factories import make_database, write_dataset
 from tests.failpoints import Failpoints
 from tests.processes import eventually, started
 
+ONCE: dict[str, Any] = {
+    **QUICK,
+    "training": {"epochs": 1, "batch_size": 15, "accumulation_steps": 1, "threads": 1},
+    "checkpoint": {"every_s": None},
+}
+
 
 @dataclass
 class House:
@@ -28,7 +34,7 @@ class House:
     ended: list[tuple[str, str, float]] = field(default_factory=list)  # (job, dataset, loss), in order
     promoted: str | None = None
 
-    def submit(self, dataset: str, lr: float, body: dict[str, Any] = QUICK) -> str:
+    def submit(self, dataset: str, lr: float, body: dict[str, Any] = ONCE) -> str:
         data = {**QUICK["data"], "path": dataset}
         job = self.client.submit({**body, "data": data, "optimizer": {"name": "adamw", "lr": lr}})
         return str(job["id"])
@@ -96,7 +102,7 @@ class House:
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     for seed, name in enumerate(("a", "b")):
-        write_dataset(tmp_path / "data" / name, rows=400, seed=seed)
+        write_dataset(tmp_path / "data" / name, rows=200, seed=seed)
     make_database(tmp_path / "data").dispose()
     points = Failpoints(tmp_path / "points")
     with started("-m", "app.cli.main", "api", "--port", "0", root=tmp_path) as api:

@@ -19,6 +19,7 @@ from app.jobs.comparison import comparison_key
 from app.jobs.config import JobRequest
 from app.jobs.files import Paths
 from app.jobs.queue import Queue
+from app.jobs.scores import scores
 from tests.factories import make_request
 from tests.postgres.engines import ENGINES
 from tests.postgres.server import fresh_database
@@ -178,3 +179,19 @@ def test_keys_of_before_are_those_of_today_unless_group_or_non_finite_were_chose
     ids = [past.ended(1.0, request, key=before) for request in requests]
     queue = past.upgraded()
     assert [queue.get(job_id).comparison_key for job_id in ids] == today
+
+
+def test_the_bests_of_before_are_scored_as_they_were(past: Past) -> None:
+    job_id = past.ended(1.0)
+    confusion = [[3, 1, 0], [2, 4, 0], [0, 5, 9]]
+    with past.database.writing() as connection:
+        for epoch, is_best in ((1, True), (2, False)):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO epoch_row (job_id, epoch, seq, time, best, confusion, skipped_steps)"
+                    " VALUES (:id, :epoch, :epoch, 0, :best, :confusion, 0)"
+                ),
+                {"id": job_id, "epoch": epoch, "best": is_best, "confusion": json.dumps(confusion)},
+            )
+    queue = past.upgraded()
+    assert scores(queue.best_margins([job_id])[job_id]) == scores(confusion)

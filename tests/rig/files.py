@@ -10,6 +10,7 @@ from PIL import Image
 
 from app.db import Database
 from app.jobs.champion import behind_file
+from app.jobs.files import Paths
 from app.jobs.queue import Queue, Row
 from app.jobs.states import Status
 from app.jobs.tables import event, job
@@ -37,7 +38,7 @@ def assert_sound(queue: Queue, root: Path) -> None:
 def assert_sound_champion(database: Database, root: Path) -> None:
     """Hold `saimp_best.pth` against the rows, where one data root is everybody's."""
     with database.reading() as connection:
-        row = behind_file(connection)
+        row = behind_file(connection, Paths(root / "data", root / "logs"))
     if row is not None:
         best = root / "data" / "saimp_best.pth"
         assert _sha256(best) == row.best_sha256, "an old champion"

@@ -9,8 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.db import Database
-from app.errors import JobNotFound
+from app.db import Database, when_undone
+from app.errors import JobNotFound, ServiceError
 from app.jobs import champion
 from app.jobs.files import BEST_NAME, Paths
 from app.jobs.queue.records import CANCELLED, PAUSED, LostJob, Reason, Row, plain
@@ -29,6 +29,7 @@ _MOVE = (
     .values(seq=job.c.seq + 1)
     .returning(job.c.seq)
 )
+_END = job.update().where(_OF_ID)
 _EVENT = event.insert()
 
 _log = logging.getLogger("saimp.queue")
@@ -49,6 +50,7 @@ class Door:
         self.database = database
         self.now = now
         self.paths = paths
+        self._unfollowed: int | None = None  # why the file last failed to follow, if it did
 
     @staticmethod
     def _get(connection: sa.Connection, job_id: str, *, is_locked: bool = False) -> Row:
@@ -60,26 +62,49 @@ class Door:
 
     def _finish(self, connection: sa.Connection, row: Row, reason: Reason) -> Status:
         to = ENDINGS[reason.code]
-        ending = None if row.best_file is None else champion.next_ending(connection)
-        ended = {"finished_at": self.now(), "run_after": None, "ending": ending}
-        self._move(connection, row, to, "finished", reason, **ended)
+        self._move(connection, row, to, "finished", reason, finished_at=self.now(), run_after=None)
         if to != Status.SUCCEEDED:
             self._cancel_dependents(connection, row.id)
-        if ending is not None:
+        if row.best_file is not None:  # last: others wait for this turn
+            connection.execute(_END, {"of_id": row.id, "ending": champion.next_ending(connection)})
             self._crown(connection)
         return to
 
-    def _crown(self, connection: sa.Connection, *, is_dropped: bool = False) -> None:
-        """Let `saimp_best.pth` follow the rows. A disk that fails it keeps no job from its end."""
-        try:
-            self._follow(connection, is_dropped=is_dropped)
-        except OSError as error:
-            _log.warning("%s does not follow its champion yet: %s", BEST_NAME, error.strerror)
+    def follow_champion(self) -> None:
+        """Put right what a crash or a failure has left between the rows and `saimp_best.pth`."""
+        with self.database.writing() as connection:
+            self._crown(connection, has_changed=False)
 
-    def _follow(self, connection: sa.Connection, *, is_dropped: bool = False) -> None:
+    def _crown(
+        self, connection: sa.Connection, *, is_dropped: bool = False, has_changed: bool = True
+    ) -> None:
+        """Let `saimp_best.pth` follow the rows. A disk that fails it keeps no job from its end.
+
+        has_changed: whether this transaction has changed the rows, which may come to nothing.
+        """
+        try:
+            self._follow(connection, is_dropped=is_dropped, has_changed=has_changed)
+        except OSError as error:
+            if error.errno != self._unfollowed:  # every beat of a worker tries again
+                _log.warning("%s does not follow its champion yet: %s", BEST_NAME, error.strerror)
+            self._unfollowed = error.errno
+
+    def _follow(
+        self, connection: sa.Connection, *, is_dropped: bool = False, has_changed: bool = True
+    ) -> None:
         if self.paths is not None:
             champion.in_turn(connection)
+            if has_changed:
+                when_undone(connection, self._follow_again)
             champion.follow(connection, self.paths, is_dropped=is_dropped)
+            self._unfollowed = None
+
+    def _follow_again(self) -> None:
+        """Take the file back to what the rows say, after a transaction that came to nothing."""
+        try:
+            self.follow_champion()
+        except ServiceError as error:
+            _log.warning("%s follows its champion later: %s", BEST_NAME, error.message)
 
     def _cancel(self, connection: sa.Connection, row: Row) -> Status:
         return self._finish(connection, row, CANCELLED)

@@ -142,11 +142,6 @@ class Orders(Door):
                 self._see_to_file(connection)
             return self._get(connection, job_id)
 
-    def follow_champion(self) -> None:
-        """Put right what a crash has left between the rows and `saimp_best.pth`."""
-        with self.database.writing() as connection:
-            self._crown(connection)
-
     def move(self, job_id: str, *, before: str | None = None, after: str | None = None) -> Row:
         """Put a waiting job right before or right after another one, whose priority it takes.
 
@@ -210,19 +205,21 @@ class Orders(Door):
             ).scalar_one_or_none()
             if user is not None:
                 raise JobInUse(f"Job {user} starts from its checkpoint.", "Cancel that job, or wait for it.")
-            champion.in_turn(connection)
-            behind = champion.behind_file(connection)
-            is_champion = behind is not None and behind.id == job_id
+            behind = champion.behind_file(connection, self.paths)
+            is_champion = row.is_promoted or (behind is not None and behind.id == job_id)
             if is_champion and not drops_champion:
                 raise IsChampion(
-                    f"{BEST_NAME} in the data root is the best of this job.",
+                    "The job is promoted."
+                    if row.is_promoted
+                    else f"{BEST_NAME} in the data root is the best of this job.",
                     "With ?champion=drop (saimp rm --drop-champion) the next best takes its place.",
                 )
             if remove_files is not None:
                 remove_files(row)
             connection.execute(job.delete().where(job.c.id == job_id))
             if row.best_file is not None:
-                self._crown(connection, is_dropped=is_champion)
+                champion.in_turn(connection)
+                self._crown(connection, is_dropped=drops_champion and self._is_of(row, behind))
             return row
 
     def drain(self, *, is_preempting: bool = True) -> bool:
@@ -259,6 +256,12 @@ class Orders(Door):
     def _lock_gate(connection: sa.Connection) -> int:
         """Let nobody submit or move meanwhile; return the last place."""
         return int(connection.execute(sa.select(gate.c.last_place).with_for_update()).scalar_one())
+
+    def _is_of(self, row: Row, behind: Row | None) -> bool:
+        """Whether `saimp_best.pth` is of a job, by the rows as they were or by what it says by now."""
+        if behind is not None and behind.id == row.id:
+            return True
+        return self.paths is not None and champion.holds(self.paths, row)
 
     def _end_promotion(self, connection: sa.Connection, row: Row) -> None:
         self._note(connection, row.id, [("promotion_ended", {})], is_promoted=False)

@@ -12,6 +12,7 @@ from app.jobs.champion import Champion
 from app.jobs.config import canonical, memory_key
 from app.jobs.queue.door import Door, in_turn, unmet
 from app.jobs.queue.records import Row
+from app.jobs.scores import Margins
 from app.jobs.states import Status
 from app.jobs.tables import dependency, epoch_row, event, job
 
@@ -74,7 +75,7 @@ class Reading(Door):
     ) -> tuple[Sequence[Champion], bool]:
         """Page through the champions of all keys, the newest key first. Returns (champions, has_more)."""
         with self.database.reading() as connection:
-            return champion.champions(connection, limit=limit, after=after, path=path)
+            return champion.champions(connection, self.paths, limit=limit, after=after, path=path)
 
     def champion_ids(self, keys: Collection[str]) -> frozenset[str]:
         """Name the champions of some comparison keys."""
@@ -128,17 +129,17 @@ class Reading(Door):
         with self.database.reading() as connection:
             return connection.execute(query.limit(1)).one_or_none()
 
-    def best_confusions(self, job_ids: Sequence[str]) -> Mapping[str, Sequence[Sequence[int]]]:
-        """Read the confusion counts of the validation of each job's best epoch, as far as there is one."""
+    def best_margins(self, job_ids: Sequence[str]) -> Mapping[str, Margins]:
+        """Read what scores the validation of each job's best epoch, as far as there is one."""
         if not job_ids:
             return {}
         query = (
-            sa.select(epoch_row.c.job_id, epoch_row.c.confusion)
+            sa.select(epoch_row.c.job_id, epoch_row.c.margins)
             .join(job, (job.c.id == epoch_row.c.job_id) & (job.c.best_epoch == epoch_row.c.epoch))
-            .where(job.c.id.in_(job_ids))
+            .where(job.c.id.in_(job_ids), epoch_row.c.margins.is_not(None))
         )
         with self.database.reading() as connection:
-            return {row.job_id: row.confusion for row in connection.execute(query)}
+            return {row.job_id: Margins(**row.margins) for row in connection.execute(query)}
 
     def rung(self, job_id: str) -> Mapping[str, Any] | None:
         """Say where on the OOM ladder the job is to go on after an attempt that could not; null = no such."""

@@ -60,6 +60,8 @@ class Resuming(Door):
                 test=None,
                 **_best_of(connection, row),
             )
+            if row.is_promoted:
+                self._crown(connection)
 
     def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
         """List the checkpoints of a job that count, the newest first. Raises JobNotFound."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -26,6 +27,7 @@ from app.jobs.queue.records import (
     Weights,
 )
 from app.jobs.queue.resuming import newest_checkpoint
+from app.jobs.scores import Margins
 from app.jobs.states import Status
 from app.jobs.tables import batch_row, checkpoint, dependency, epoch_row, gate, job, system_row
 
@@ -244,7 +246,7 @@ class Running(Door):
         `running` if the flush had ended the attempt. Raises LostJob.
         """
         now = self.now()
-        epochs = [_with_best_file(row, facts.progress or {}) for row in facts.epochs]
+        epochs = [_as_best(row, facts.progress or {}) for row in facts.epochs]
         checkpoints = [{**row, "attempt": attempt, "created_at": now} for row in facts.checkpoints]
         tables: tuple[tuple[sa.Table, Sequence[Mapping[str, Any]]], ...] = (
             (batch_row, facts.batches),
@@ -366,12 +368,12 @@ def _numbered(
         yield {**row, "job_id": job_id, "seq": next(numbers)}
 
 
-def _with_best_file(row: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the file of a best in its epoch's row too, where only the job's columns name it."""
+def _as_best(row: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to the row of an epoch what is asked of a best; its file, where only the job's columns name it."""
     file = {name: row.get(name) for name in _BEST_FILE}
     if row["best"] and file["best_file"] is None and progress.get("best_epoch") == row["epoch"]:
         file = {name: progress.get(name) for name in _BEST_FILE}
-    return {**row, **file}
+    return {**row, **file, "margins": asdict(Margins.of(row["confusion"])) if row["best"] else None}
 
 
 def _new_best(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

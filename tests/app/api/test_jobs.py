@@ -7,10 +7,12 @@ from datetime import timedelta
 
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 
 from app.api import schemas
 from app.jobs.config import MlpConfig
 from app.jobs.queue import Facts, Reason
+from app.jobs.scores import scores
 from tests.app.api.service import Service, epoch
 from tests.app.datasets.make import table, write
 from tests.factories import OWNER, SLOT
@@ -275,6 +277,24 @@ def test_the_time_left_counts_what_an_epoch_takes_besides_training(api: Service)
     api.queue.record(claim.job_id, claim.attempt, Facts(epochs=[epoch(1)], progress=progress))
     job = api.client.get(f"/jobs/{claim.job_id}").json()
     assert job["progress"]["eta_s"] == pytest.approx(3 * (10 * 3 / 30.0 + 1.7))
+
+
+def test_a_list_reads_no_matrix(api: Service) -> None:
+    claim, confusion = api.claimed(), [[3, 1, 0], [2, 4, 0], [0, 5, 9]]
+    api.save(claim, b"weights")
+    api.queue.record(claim.job_id, claim.attempt, Facts(epochs=[epoch(1, confusion)]))
+    asked: list[str] = []
+
+    def note(_c: object, _cursor: object, text: str, *_more: object) -> None:
+        asked.append(text)
+
+    sa.event.listen(api.services.database.read_engine, "before_cursor_execute", note)
+    for url in ("/jobs", f"/jobs/{claim.job_id}", "/champions"):
+        assert api.client.get(url).status_code == 200
+    assert asked
+    assert not [text for text in asked if "confusion" in text]
+    best, found = api.client.get(f"/jobs/{claim.job_id}").json()["best"], scores(confusion)
+    assert (best["macro_f1"], best["mcc"]) == (found["macro_f1"], found["mcc"])
 
 
 def test_every_answer_is_as_the_reference_says(api: Service) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from app import failpoints
 from app.db import Database
@@ -18,6 +20,7 @@ from app.jobs import champion
 from app.jobs.files import Paths, sidecar
 from app.jobs.queue import Claim, Facts, IsChampion, Queue, Reason
 from app.jobs.tables import job
+from tests.app.api.service import epoch
 from tests.factories import OWNER, SLOT, Clock, make_request
 from tests.failpoints import Failpoints
 
@@ -248,8 +251,7 @@ def test_a_promotion_whose_file_cannot_be_put_in_place_is_none(
     with pytest.raises(StorageUnavailable, match="No space left"):
         desk.queue.promote(chosen)
     assert not desk.queue.get(chosen).is_promoted
-    desk.queue.follow_champion()
-    assert desk.file == best
+    assert desk.file == best, "nothing was changed"
 
 
 def test_a_full_disk_keeps_no_job_from_its_end(
@@ -332,13 +334,238 @@ def test_keys_are_paged_and_found_by_their_dataset(desk: Desk) -> None:
     assert [one.row.id for one in found] == [ids[2], ids[0]]
 
 
-def test_the_best_of_a_key_is_found_without_a_look_at_every_row(desk: Desk) -> None:
-    if desk.queue.database.file is None:
-        pytest.skip("SQLite tells its plan in words")
-    with desk.queue.database.reading() as connection:
-        query = champion._BEST_OF_KEY.params(key=A).compile(
-            connection, compile_kwargs={"literal_binds": True}
-        )
-        plan = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
-    assert "ix_job_champion" in plan
-    assert "TEMP B-TREE" not in plan
+def statements(database: Database, act: Callable[[], object]) -> list[tuple[str, Any]]:
+    """Note what is asked of the database meanwhile, with its parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_c: object, _cursor: object, text: str, parameters: Any, *_more: object) -> None:
+        seen.append((text, parameters))
+
+    # On PostgreSQL both are one.
+    engines = [database.write_engine, *([] if database.file is None else [database.read_engine])]
+    for engine in engines:
+        sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        act()
+    finally:
+        for engine in engines:
+            sa.event.remove(engine, "before_cursor_execute", note)
+    return [one for one in seen if one[0].startswith("SELECT") and "FROM job" in one[0]]
+
+
+def plan_of(database: Database, text: str, parameters: Any) -> str:
+    """Ask an engine how it would do it; a small table PostgreSQL would rather read whole."""
+    with database.reading() as connection:
+        if connection.dialect.name == "postgresql":
+            for way in ("seqscan", "sort", "bitmapscan"):
+                connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+            return str(connection.exec_driver_sql(f"EXPLAIN {text}", parameters).all())
+        return str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", parameters).all())
+
+
+def test_no_question_after_champions_reads_the_table(desk: Desk) -> None:
+    for number in range(4):
+        desk.end(1.0, "abcd"[number] * 64)
+    desk.queue.promote(desk.end(2.0, A))
+    database = desk.queue.database
+    asked = [
+        *statements(database, lambda: desk.queue.champion(A)),
+        *statements(database, lambda: desk.queue.champion_ids([A, B])),
+        *statements(database, lambda: desk.queue.champions(limit=3)),
+        *statements(database, desk.queue.follow_champion),
+    ]
+    for text, parameters in asked:
+        plan = plan_of(database, text, parameters)
+        assert "SCAN job'" not in plan, (text, plan)
+        assert "Seq Scan on job" not in plan, (text, plan)
+        if "WHERE job.is_promoted" in text:
+            assert "uq_job_promoted" in plan, plan
+        if "LIMIT" in text and "UNION" not in text:
+            assert "TEMP B-TREE" not in plan, plan
+
+
+def test_more_keys_are_no_more_questions(desk: Desk) -> None:
+    database, keys = desk.queue.database, [letter * 64 for letter in "abcdef"]
+    for key in keys:
+        desk.end(1.0, key)
+
+    def asked(act: Callable[[], object]) -> int:
+        return len(statements(database, act))
+
+    for few, many in (
+        (lambda: desk.queue.champion_ids(keys[:1]), lambda: desk.queue.champion_ids(keys)),
+        (lambda: desk.queue.champions(limit=1), lambda: desk.queue.champions(limit=9)),
+    ):
+        assert asked(few) == asked(many)
+    assert asked(lambda: desk.queue.champion_ids(keys)) == 2, "the promoted one, and the best of the keys"
+
+
+def test_the_file_goes_back_with_a_promoted_job_that_does(desk: Desk) -> None:
+    other = desk.end(0.5)
+    claim = desk.begin(2.0)
+    desk.queue.record(claim.job_id, claim.attempt, Facts(epochs=[epoch_of(desk, claim, 1, 2.0)]))
+    saved = {
+        "epoch": 2,
+        "batch": 0,
+        "step": 9,
+        "is_epoch_trained": False,
+        "name": "attempts/1/resume",
+        "sha256": "x",
+        "size": 1,
+    }
+    desk.queue.record(claim.job_id, claim.attempt, Facts(checkpoints=[saved]))
+    desk.queue.promote(claim.job_id)
+    desk.queue.record(claim.job_id, claim.attempt, Facts(epochs=[epoch_of(desk, claim, 2, 1.0)]))
+    assert desk.paths.champion().read_text() == f"{claim.job_id} 2"
+    (at,) = desk.queue.checkpoints(claim.job_id)
+    desk.queue.resume_at(claim.job_id, claim.attempt, at)
+    assert desk.queue.get(claim.job_id).best_epoch == 1
+    assert desk.paths.champion().read_text() == f"{claim.job_id} 1"
+    assert desk.champions == {A: claim.job_id}
+
+    desk.queue.restart(claim.job_id, claim.attempt)
+    row = desk.queue.get(claim.job_id)
+    assert (row.is_promoted, row.best_file) == (True, None)
+    assert desk.file == other, "a promotion without a best names no champion"
+    assert desk.champions == {A: other}
+    desk.improve(claim, 3.0)
+    assert desk.file == claim.job_id
+    assert desk.champions == {A: claim.job_id}
+
+
+def epoch_of(desk: Desk, claim: Claim, number: int, loss: float) -> dict[str, Any]:
+    """Make the row of an epoch that is the best so far, its file on disk."""
+    best = desk.best(claim, loss, epoch=number).progress or {}
+    files = {name: best[name] for name in ("best_file", "best_sha256", "best_bytes")}
+    return {**epoch(number), "val_loss": loss, **files}
+
+
+def test_a_promoted_job_that_never_got_its_best_back_is_deleted_only_when_told(desk: Desk) -> None:
+    claim = desk.begin(1.0)
+    desk.queue.promote(claim.job_id)
+    desk.queue.restart(claim.job_id, claim.attempt)
+    assert desk.queue.champions(limit=9) == ([], False)
+    desk.queue.finish(claim.job_id, claim.attempt, DONE)
+    with pytest.raises(IsChampion, match="is promoted"):
+        desk.queue.delete(claim.job_id)
+    desk.queue.delete(claim.job_id, drops_champion=True)
+
+
+@pytest.mark.parametrize("verb", ["promote", "end_promotion", "finish", "delete", "cancel"])
+def test_the_file_goes_back_when_the_transaction_comes_to_nothing(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    worse, best = desk.end(2.0), desk.end(1.0)
+    runs = desk.begin(0.5)
+    if verb == "end_promotion":
+        desk.queue.promote(worse)
+    if verb == "cancel":
+        desk.queue.suspend(runs.job_id, runs.attempt)
+    act: Callable[[], object] = {
+        "promote": lambda: desk.queue.promote(worse),
+        "end_promotion": lambda: desk.queue.end_promotion(worse),
+        "finish": lambda: desk.queue.finish(runs.job_id, runs.attempt, DONE),
+        "delete": lambda: desk.queue.delete(best, drops_champion=True),
+        "cancel": lambda: desk.queue.cancel(runs.job_id),
+    }[verb]
+    before, champions = desk.file, desk.champions
+    points = Failpoints(tmp_path / "points")
+    monkeypatch.setattr(failpoints, "_folder", points.folder)
+    points.arm(f"{'promote' if verb == 'end_promotion' else verb}.before_commit", "error:EIO")
+    with pytest.raises(OSError, match="Input/output"):
+        act()
+    assert not points.is_armed(f"{'promote' if verb == 'end_promotion' else verb}.before_commit")
+    assert desk.file == before
+    assert desk.champions == champions
+    act()
+    assert desk.file != before, "else nothing was proved"
+
+
+def test_the_worker_s_beat_brings_the_file_back_when_nobody_could(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worse, best = desk.end(2.0), desk.end(1.0)
+    points = Failpoints(tmp_path / "points")
+    monkeypatch.setattr(failpoints, "_folder", points.folder)
+    points.arm("promote.before_commit", "error:EIO")
+
+    def away(*_: object, **__: object) -> None:
+        raise StorageUnavailable("It is away.")
+
+    with monkeypatch.context() as still:
+        still.setattr(Queue, "follow_champion", away)
+        with pytest.raises(OSError, match="Input/output"):
+            desk.queue.promote(worse)
+    assert "follows its champion later: It is away." in caplog.text
+    assert desk.paths.champion().read_text().startswith(worse)
+    desk.queue.follow_champion()
+    assert desk.file == best
+
+
+def lose(desk: Desk, job_id: str) -> None:
+    shutil.rmtree(desk.paths.job(job_id))
+
+
+def test_a_dropped_champion_goes_when_the_next_has_no_files(desk: Desk) -> None:
+    second, best = desk.end(2.0), desk.end(1.0)
+    lose(desk, second)
+    desk.queue.delete(best, drops_champion=True)
+    assert desk.file is None
+    assert desk.queue.champion_ids([A]) == {second}
+
+
+def test_who_has_no_files_is_passed_over_for_the_file(desk: Desk) -> None:
+    other, lost = desk.end(1.0, B), desk.end(1.0, A)
+    lose(desk, lost)
+    desk.paths.champion().unlink()
+    sidecar(desk.paths.champion()).unlink()
+    desk.queue.follow_champion()
+    assert desk.file == other
+    worse = desk.end(2.0, A)
+    assert desk.file == worse
+    assert desk.queue.champion_ids([A]) == {lost}, "the rows alone say who is the best"
+    found, _ = desk.queue.champions(limit=9)
+    assert not [one for one in found if one.is_behind_file], "it is of no champion"
+    with pytest.raises(IsChampion):
+        desk.queue.delete(worse)
+    desk.queue.delete(worse, drops_champion=True)
+    assert desk.file == other
+
+
+def test_a_promoted_job_without_files_does_not_block_the_file(desk: Desk) -> None:
+    best, chosen = desk.end(1.0), desk.end(2.0)
+    desk.queue.promote(chosen)
+    lose(desk, chosen)
+    desk.queue.follow_champion()
+    assert desk.file == chosen, "the only copy"
+    for path in (desk.paths.champion(), sidecar(desk.paths.champion())):
+        path.unlink()
+    desk.queue.follow_champion()
+    assert desk.file == best
+
+
+def test_files_go_and_rows_are_locked_before_the_turn_is_taken(desk: Desk) -> None:
+    if desk.queue.database.file is not None:
+        pytest.skip("SQLite has one writer")
+    best = desk.end(1.0)
+    failing = desk.begin(0.5)
+    desk.queue.submit(make_request(depends_on=[failing.job_id]))
+    others: list[str] = []
+
+    def taken() -> bool:
+        with desk.queue.database.writing() as connection:
+            free = connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({champion.CHAMPION_LOCK})")
+            return not free.scalar_one()
+
+    def note(_c: object, _cursor: object, text: str, *_more: object) -> None:
+        others.append(text)
+
+    sa.event.listen(desk.queue.database.write_engine, "before_cursor_execute", note)
+    desk.queue.finish(failing.job_id, failing.attempt, Reason("internal"))
+    sa.event.remove(desk.queue.database.write_engine, "before_cursor_execute", note)
+    turn = next(number for number, text in enumerate(others) if "pg_advisory" in text)
+    locks = [number for number, text in enumerate(others) if "FOR UPDATE" in text]
+    assert max(locks) < turn, others
+    desk.queue.promote(best)
+    desk.queue.delete(failing.job_id, lambda _row: others.append(str(taken())))
+    assert others[-1] == "False"

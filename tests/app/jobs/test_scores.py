@@ -10,7 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.jobs.scores import class_prior_baseline, constant_loss, majority_baseline, most_frequent, scores
+from app.jobs.scores import (
+    Margins,
+    class_prior_baseline,
+    constant_loss,
+    majority_baseline,
+    most_frequent,
+    scores,
+)
 
 matrices = st.integers(2, 5).flatmap(
     lambda k: st.lists(st.lists(st.integers(0, 6), min_size=k, max_size=k), min_size=k, max_size=k)
@@ -70,6 +77,18 @@ def test_mcc_is_the_correlation_of_one_hot_labels_and_predictions(confusion: lis
     varies = n and len({y for y, _ in samples}) > 1 and len({p for _, p in samples}) > 1
     expected = covariance(0, 1) / math.sqrt(covariance(0, 0) * covariance(1, 1)) if varies else 0.0
     assert scores(confusion)["mcc"] == pytest.approx(expected, abs=1e-9)
+
+
+@given(matrices)
+def test_the_margins_of_a_matrix_score_as_it_does(confusion: list[list[int]]) -> None:
+    assert scores(Margins.of(confusion)) == scores(confusion)
+
+
+@given(matrices)
+def test_the_majority_baseline_is_the_score_of_that_matrix(confusion: list[list[int]]) -> None:
+    support = [sum(row) for row in confusion]
+    always = [[n, *[0] * (len(support) - 1)] for n in support]
+    assert majority_baseline(support, 0) == {"class": "0", **scores(always)}
 
 
 def test_a_class_that_never_occurs_does_not_lower_the_means() -> None:
