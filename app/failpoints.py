@@ -35,6 +35,7 @@ VERBS = (
     "promote",
     "drain",
     "open",
+    "fall",
     # workers
     "greet",
     "beat",

@@ -119,6 +119,7 @@ class Supervisor:
         self._queue.greet(self._owner, self._slot, told)
         self._put_back_orphans(self._slot)
         self._put_back_abandoned()
+        self._queue.cancel_dependents()
         rows = self._queue.page(statuses=sorted(FINAL), limit=LAST_JOBS)[0]
         checkpoints = self._queue.checkpoint_files([row.id for row in rows])
         for row in rows:
@@ -235,6 +236,7 @@ class Supervisor:
             if self._beaten - self._away > LEASE_S:
                 for job_id, status in self._queue.rescue(self._owner.host):
                     self._say(f"took {job_id} from a host that fell silent: {status}")
+            self._queue.cancel_dependents()
             self._resume_where_there_is_room()
             self._queue.follow_champion()
         except StorageUnavailable as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -24,17 +24,27 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 Write = Callable[[str, bytes, bool], None]
 
-# More often than this, a child that is killed is not started again.
-_MAX_RESTARTS, _RESTARTS_WITHIN_S = 5, 300.0
+# How long to wait before a child that died is started again: the first time, the second, any later one.
+PAUSES_S = (1.0, 5.0, 30.0)
+# So many ends within so long are no accident.
+MAX_ENDS, WITHIN_S = 5, 600.0
 
 
 @dataclass
 class Child:
-    """A process in a group of its own. Its lines are passed on whole."""
+    """A process in a group of its own, and how to start it again. Its lines are passed on whole."""
 
     name: str
-    process: subprocess.Popen[bytes]
-    start_again: Callable[[], None] | None = None
+    command: Sequence[str]
+    env: Mapping[str, str]
+    orphaned: signal.Signals
+    ready: str
+    keep: Callable[[str], Mapping[str, str]]
+    process: subprocess.Popen[bytes] | None = None  # null between an end and the next start
+    error_fd: int = -1
+    is_ready: bool = False
+    again_at: float = 0.0
+    ends: list[float] = field(default_factory=list)
     pending: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -101,16 +111,26 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 class Household:
-    """Children that run until a signal stops them all, or one of them ends and takes the others along."""
+    """Children that run until a signal stops them all. One that dies is started again, within reason.
 
-    def __init__(self, write: Write, say: Callable[[str], None], *, grace_s: float) -> None:
+    pauses_s: before the first new start of a child, the second, and any later one.
+    """
+
+    def __init__(
+        self,
+        write: Write,
+        say: Callable[[str], None],
+        *,
+        grace_s: float,
+        pauses_s: tuple[float, ...] = PAUSES_S,
+    ) -> None:
         self._write = write
         self._say = say
         self._grace_s = grace_s
+        self._pauses_s = pauses_s
         self._children: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self._signals = 0
-        self._restarts: list[float] = []
 
     def add(
         self,
@@ -119,77 +139,101 @@ class Household:
         env: Mapping[str, str],
         orphaned: signal.Signals,
         *,
-        is_restarted: bool = False,
+        ready: str,
+        keep: Callable[[str], Mapping[str, str]] = lambda _line: {},
     ) -> None:
-        """Start a child whose output is passed on. is_restarted: again, when a signal has killed it."""
+        """Start a child whose output is passed on.
 
-        def start() -> None:
-            self.add(name, command, env, orphaned, is_restarted=True)
-
-        pipe = subprocess.PIPE
-        process = spawn(command, env=env, stdout=pipe, stderr=pipe, orphaned=orphaned)
-        child = Child(name, process, start if is_restarted else None)
+        ready: how the line begins by which it says that it is. keep: what of that line its next start is
+        given, as environment.
+        """
+        child = Child(name, command, env, orphaned, ready, keep)
         self._children.append(child)
-        for stream in (child.process.stdout, child.process.stderr):
-            assert stream is not None
-            os.set_blocking(stream.fileno(), False)
-            self._selector.register(stream, selectors.EVENT_READ, child)
+        self._start(child)
 
     def interrupt(self) -> None:
         """Ask for the end; the second time, force it. For signal handlers."""
         self._signals += 1
 
     def run(self) -> int:
-        """Pass output on until all have ended. 0 after a signal, else the code of the child that ended."""
+        """Pass output on until a signal ends it all: 0. A child that cannot be kept alive does, too: 1."""
         _adopt_orphans()
         while not self._signals:
             self._forward(_LOOK_EVERY_S)
+            self._reap()
             for child in self._children:
-                if child.process.poll() is not None:
-                    code = child.process.returncode
-                    if code < 0 and self._start_again(child):
-                        break
-                    self._say(f"{child.name} has ended ({_ending(code)}); stopping the rest")
+                if child.process is None:
+                    if time.monotonic() >= child.again_at:
+                        self._start(child)
+                elif child.process.poll() is not None and not self._will_start_again(child):
                     self._stop()
-                    return code if code > 0 else 128 - code if code < 0 else 1
+                    return 1
         self._say("stopping")
         return 0 if self._stop() else 1
 
-    def _start_again(self, child: Child) -> bool:
-        """Replace a child that was killed, unless it is killed all the time; return whether it was."""
-        recent = [at for at in self._restarts if time.monotonic() - at < _RESTARTS_WITHIN_S]
-        if child.start_again is None or len(recent) >= _MAX_RESTARTS:
-            return False
-        self._restarts = [*recent, time.monotonic()]
-        self._say(f"{child.name} was killed ({_ending(child.process.returncode)}); starting it again")
+    def _start(self, child: Child) -> None:
+        pipe = subprocess.PIPE
+        child.process = spawn(child.command, env=child.env, stdout=pipe, stderr=pipe, orphaned=child.orphaned)
+        child.is_ready = False
+        assert child.process.stderr is not None
+        child.error_fd = child.process.stderr.fileno()
+        for stream in (child.process.stdout, child.process.stderr):
+            assert stream is not None
+            os.set_blocking(stream.fileno(), False)
+            self._selector.register(stream, selectors.EVENT_READ, child)
+
+    def _will_start_again(self, child: Child) -> bool:
+        """Take leave of a child that has ended; return whether it gets another start, and say so."""
+        assert child.process is not None
         _clear_group(child.process.pid)
-        self._forward(0.0)
-        self._flush(child)
-        self._children.remove(child)
-        child.start_again()
+        self._drain(child)  # it may have said that it was ready, and it has said why it ended
+        now = time.monotonic()
+        child.ends = [*(at for at in child.ends if now - at < WITHIN_S), now]
+        ended = f"{child.name} has ended ({_ending(child.process.returncode)})"
+        if not child.is_ready:
+            self._say(f"{ended} before it was ready; stopping the rest")
+            return False
+        if len(child.ends) >= MAX_ENDS:
+            self._say(f"{ended}, {len(child.ends)} times within {WITHIN_S / 60:g} minutes; stopping the rest")
+            return False
+        pause_s = self._pauses_s[min(len(child.ends), len(self._pauses_s)) - 1]
+        self._say(f"{ended}; starting it again in {pause_s:g} s")
+        child.process, child.again_at = None, now + pause_s
         return True
+
+    def _reap(self) -> None:
+        """Let those go that a child has left to this process and that have ended: a dead worker's runner."""
+        if _libc is None:  # then nobody is left to it, either
+            return
+        own = {child.process.pid for child in self._children if child.process is not None}
+        with suppress(ChildProcessError):
+            while True:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None or ended.si_pid in own:  # whose end is somebody else's to judge, right away
+                    return
+                os.waitpid(ended.si_pid, 0)
 
     def _stop(self) -> bool:
         """End all children; False when one had to be killed."""
         asked = self._signals
-        for child in self._children:
-            if child.process.poll() is None:
-                child.process.terminate()
+        running = [(child, child.process) for child in self._children if child.process is not None]
+        for _, process in running:
+            if process.poll() is None:
+                process.terminate()
         deadline = time.monotonic() + self._grace_s
         was_polite = True
-        while any(child.process.poll() is None for child in self._children):
+        while any(process.poll() is None for _, process in running):
             self._forward(_LOOK_EVERY_S)
             if time.monotonic() > deadline or self._signals > asked + 1:
-                for child in self._children:
-                    if child.process.poll() is None:
+                for child, process in running:
+                    if process.poll() is None:
                         self._say(f"{child.name} does not stop; killing it")
-                        kill(child.process)
+                        kill(process)
                         was_polite = False
-        for child in self._children:
-            _clear_group(child.process.pid)
-        self._forward(0.0)
-        for child in self._children:
-            self._flush(child)
+        for child, process in running:
+            _clear_group(process.pid)
+            self._drain(child)
+        self._reap()
         return was_polite
 
     def _forward(self, timeout_s: float) -> None:
@@ -197,23 +241,43 @@ class Household:
             time.sleep(timeout_s)
             return
         for key, _ in self._selector.select(timeout_s):
-            child: Child = key.data
-            chunk = os.read(key.fd, 1 << 16)
-            if not chunk:
-                self._selector.unregister(key.fileobj)
-                continue
-            *lines, child.pending[key.fd] = (child.pending.get(key.fd, b"") + chunk).split(b"\n")
-            for line in lines:
-                self._pass_on(child, line, key.fd)
+            self._read(key.data, key.fileobj)
 
-    def _flush(self, child: Child) -> None:
-        for fd, rest in child.pending.items():
-            if rest:
-                self._pass_on(child, rest, fd)
+    def _drain(self, child: Child) -> None:
+        """Pass on all that a child that has ended has left to say."""
+        assert child.process is not None
+        for stream in (child.process.stdout, child.process.stderr):
+            assert stream is not None
+            with suppress(BlockingIOError):  # somebody else holds the other end: what came is all there is
+                while not stream.closed and self._read(child, stream):
+                    pass
+            if not stream.closed:
+                self._let_go(child, stream)
+
+    def _read(self, child: Child, stream: Any) -> bool:
+        """Pass on what there is; False at its end."""
+        fd = stream.fileno()
+        chunk = os.read(fd, 1 << 16)
+        if not chunk:
+            self._let_go(child, stream)
+            return False
+        *lines, child.pending[fd] = (child.pending.get(fd, b"") + chunk).split(b"\n")
+        for line in lines:
+            self._pass_on(child, line, fd)
+        return True
+
+    def _let_go(self, child: Child, stream: Any) -> None:
+        if rest := child.pending.pop(stream.fileno(), b""):
+            self._pass_on(child, rest, stream.fileno())
+        self._selector.unregister(stream)
+        stream.close()
 
     def _pass_on(self, child: Child, line: bytes, fd: int) -> None:
-        assert child.process.stderr is not None
-        self._write(child.name, line, fd == child.process.stderr.fileno())
+        self._write(child.name, line, fd == child.error_fd)
+        text = line.decode("utf-8", "replace")
+        if text.startswith(child.ready) and not child.is_ready:
+            child.is_ready = True
+            child.env = {**child.env, **child.keep(text)}
 
 
 def _adopt_orphans() -> None:

@@ -14,6 +14,7 @@ from app.cli.console import stderr, talk
 from app.cli.processes import Household, environment, python
 from app.cli.roots import AuthOption, DataRoot, Host, LogsRoot, Port, adopt
 from app.cli.taken import refuse_if, taken
+from app.settings import PREFIX
 
 # A runner obeys within 2 s; the rest is for a last write to a slow disk.
 GRACE_S = 30.0
@@ -28,6 +29,9 @@ def up(
     auth: AuthOption = None,
 ) -> None:
     """Migrate, then run API and worker until Ctrl-C or SIGTERM, which stop both gracefully.
+
+    A part that dies is started again, after 1, 5, then 30 s; one that does not get ready, or dies 5 times in
+    10 minutes, ends it all with exit code 1.
 
     What another service holds already, port or data root, is said before anything is started.
 
@@ -48,11 +52,18 @@ def up(
         raise typer.Exit(migrated.returncode if migrated.returncode > 0 else 1)
     talk(f"data {settings.data_root.absolute()}  logs {settings.logs_root.absolute()}", style="dim")
     # Should this process be killed: the API holds nothing, the worker puts its job back first.
-    household.add("api", python("-m", "app.cli.main", "api"), env, signal.SIGKILL)
+    household.add(
+        "api",
+        python("-m", "app.cli.main", "api"),
+        env,
+        signal.SIGKILL,
+        ready="listening on ",
+        keep=lambda line: {f"{PREFIX}PORT": line.rpartition(":")[2]},  # clients know it by its port
+    )
     for device in settings.slots:
         own = [] if device is None else ["--device", device]
         name = "worker" if device is None else f"worker {device}"
-        household.add(name, python("-m", "worker", *own), env, signal.SIGTERM, is_restarted=True)
+        household.add(name, python("-m", "worker", *own), env, signal.SIGTERM, ready="worker ready")
     raise typer.Exit(household.run())
 
 

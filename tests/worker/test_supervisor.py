@@ -90,6 +90,20 @@ def test_an_end_that_finds_the_database_full_is_recorded_when_there_is_room(benc
     assert [e.data["message"] for e in bench.queue.events(job_id) if e.kind == "warning"] == told
 
 
+def test_dependents_that_a_death_has_kept_from_their_end_are_found(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr("app.jobs.queue.door.BATCH", 0)
+        cut_off.setattr(Queue, "cancel_dependents", away)
+        root = bench.queue.submit(make_request())[0].id
+        dependent = bench.queue.submit(make_request(depends_on=[root]))[0].id
+        bench.queue.cancel(root)
+    assert bench.row(dependent).status == Status.QUEUED
+    bench.pass_time(6)
+    assert bench.row(dependent).reason_code == "dependency_failed"
+
+
 def test_an_idle_worker_keeps_a_copy_of_the_database(bench: Bench) -> None:
     bench.supervisor.turn()
     assert bench.paths.database_backup().exists()

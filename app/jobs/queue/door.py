@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
 
-from app.db import Database, when_undone
-from app.errors import JobNotFound, ServiceError
+from app.db import LOOK_AGAIN_S, Database, when_undone
+from app.errors import JobNotFound, ServiceError, StorageUnavailable
 from app.jobs import champion
 from app.jobs.files import BEST_NAME, Paths
+from app.jobs.queue.dependents import FALLEN, WAITING, Falling, falling
 from app.jobs.queue.records import CANCELLED, PAUSED, LostJob, Reason, Row, plain
 from app.jobs.states import ARRIVES_FROM, ENDINGS, Status
 from app.jobs.tables import dependency, event, job
@@ -31,6 +35,20 @@ _MOVE = (
 )
 _END = job.update().where(_OF_ID)
 _EVENT = event.insert()
+# What a change of status must know of a row.
+_OF_MOVE = ("id", "attempt", "status", "seq", "runtime_s", "attempt_started_at")
+_FALLING = (
+    sa.select(*(job.c[name] for name in _OF_MOVE))
+    .where(job.c.id.in_(sa.bindparam("ids", expanding=True)), job.c.status.in_(WAITING))
+    .order_by(job.c.id)  # two that take the same jobs along do not wait for each other
+    .with_for_update(of=job)
+)
+_FALL = job.update().where(_OF_ID).values(seq=job.c.seq + 1)
+
+# How many jobs fall in one transaction, so that nobody waits long for the next turn to write.
+BATCH = 500
+# And how long the turn is left to others: whoever waits for it looks every few milliseconds.
+LET_OTHERS_S = 2 * LOOK_AGAIN_S[1]
 
 _log = logging.getLogger("saimp.queue")
 
@@ -60,11 +78,37 @@ class Door:
             raise JobNotFound(hint="GET /jobs lists the jobs there are.")
         return row
 
+    def cancel_dependents(self, lost_id: str | None = None) -> None:
+        """Cancel what waits for a job that did not succeed, in batches, each a transaction of its own.
+
+        The verbs that end a job do so by themselves. Whom they did not reach, or who was submitted meanwhile,
+        is never claimed: whoever calls this next goes on with it. lost_id: null = of whatever job.
+        """
+        with self.database.reading() as connection:
+            ahead = list(falling(connection, lost_id))
+        for start in range(0, len(ahead), BATCH):
+            with self.database.writing("fall") as connection:
+                self._fall(connection, ahead[start : start + BATCH])
+            time.sleep(LET_OTHERS_S)
+
+    @contextmanager
+    def _ending(self, verb: str, job_id: str) -> Iterator[sa.Connection]:
+        """Write in one transaction that may end a job; the dependents it has no room for fall behind it."""
+        with self.database.writing(verb) as connection:
+            yield connection
+        self._cancel_the_rest(job_id)
+
+    def _cancel_the_rest(self, job_id: str) -> None:
+        try:
+            self.cancel_dependents(job_id)
+        except StorageUnavailable as error:  # the job itself has ended
+            _log.warning("dependents of %s are cancelled later: %s", job_id, error.message)
+
     def _finish(self, connection: sa.Connection, row: Row, reason: Reason) -> Status:
         to = ENDINGS[reason.code]
         self._move(connection, row, to, "finished", reason, finished_at=self.now(), run_after=None)
         if to != Status.SUCCEEDED:
-            self._cancel_dependents(connection, row.id)
+            self._fall(connection, list(islice(falling(connection, row.id), BATCH)))
         if row.best_file is not None:  # last: others wait for this turn
             connection.execute(_END, {"of_id": row.id, "ending": champion.next_ending(connection)})
             self._crown(connection)
@@ -124,27 +168,41 @@ class Door:
         self._move(connection, row, Status.QUEUED, event_kind, reason, run_after=run_after)
         return Status.QUEUED
 
-    def _cancel_dependents(self, connection: sa.Connection, job_id: str) -> None:
-        waiting = connection.execute(
-            sa.select(job)
-            .join(dependency, dependency.c.job_id == job.c.id)
-            .where(dependency.c.needs_id == job_id, job.c.status.in_([Status.QUEUED, Status.PAUSED]))
-            .order_by(job.c.id)
-            .with_for_update(of=job)
-        ).all()
-        for row in waiting:
-            message = f"Job {job_id}, which this one depends on, did not succeed."
-            # Two paths may lead to one job: the first has ended it.
-            if self._get(connection, row.id).status == row.status:
-                self._finish(connection, row, Reason("dependency_failed", message))
+    def _fall(self, connection: sa.Connection, ahead: Sequence[Falling]) -> None:
+        """Cancel those that still wait. None has ever run: to start takes the success of all it needs."""
+        if not ahead:
+            return
+        found = connection.execute(_FALLING, {"ids": [one.job_id for one in ahead]})
+        rows = {row.id: row for row in found}
+        now = self.now()
+        moves, events = [], []
+        for job_id, because_of in ahead:
+            if (row := rows.get(job_id)) is not None:
+                message = f"Job {because_of}, which this one depends on, did not succeed."
+                reason = Reason(FALLEN, message)
+                ended = {"finished_at": now, "run_after": None}
+                moves.append({"of_id": job_id, **self._changes(row, ENDINGS[FALLEN], reason), **ended})
+                told = _told(ENDINGS[FALLEN], reason)
+                events.append(self._line(job_id, row.attempt, row.seq + 1, "finished", told))
+        if moves:
+            connection.execute(_FALL, moves)
+            connection.execute(_EVENT, events)
 
     def _move(
         self, connection: sa.Connection, row: Row, to: Status, event_kind: str, reason: Reason, **values: Any
     ) -> None:
         was = Status(row.status)
         assert was in ARRIVES_FROM[to], (was, to)
-        message = plain(reason.message)
-        changes = {
+        expected = {"of_id": row.id, "of_attempt": row.attempt, "of_status": was}
+        changes = {**self._changes(row, to, reason), **values}
+        seq = connection.execute(_MOVE, {**expected, **changes}).scalar_one_or_none()
+        if seq is None:
+            raise LostJob(row.id)
+        self._append(connection, row.id, row.attempt, seq, event_kind, _told(to, reason))
+
+    def _changes(self, row: Row, to: Status, reason: Reason) -> dict[str, Any]:
+        """Say what a change of status does to a job's columns."""
+        return {
             "status": to,
             "phase": None,
             "slot": None,
@@ -152,17 +210,10 @@ class Door:
             "lease_until": None,
             "pause_requested_at": None,
             "reason_code": reason.code,
-            "reason_message": message,
+            "reason_message": plain(reason.message),
             "reason_hint": plain(reason.hint),
             "runtime_s": row.runtime_s + self._ran_s(row),
-            **values,
         }
-        expected = {"of_id": row.id, "of_attempt": row.attempt, "of_status": was}
-        seq = connection.execute(_MOVE, {**expected, **changes}).scalar_one_or_none()
-        if seq is None:
-            raise LostJob(row.id)
-        told = {"status": to, "code": reason.code, "message": message}
-        self._append(connection, row.id, row.attempt, seq, event_kind, told)
 
     def _note(
         self,
@@ -185,22 +236,30 @@ class Door:
         kind: str,
         data: Mapping[str, Any],
     ) -> None:
-        connection.execute(
-            _EVENT,
-            {
-                "job_id": job_id,
-                "seq": seq,
-                "time": self.now(),
-                "kind": kind,
-                "attempt": attempt,
-                "data": dict(data),
-            },
-        )
+        connection.execute(_EVENT, self._line(job_id, attempt, seq, kind, data))
+
+    def _line(
+        self, job_id: str, attempt: int, seq: int, kind: str, data: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Make a line of a job's history."""
+        return {
+            "job_id": job_id,
+            "seq": seq,
+            "time": self.now(),
+            "kind": kind,
+            "attempt": attempt,
+            "data": dict(data),
+        }
 
     def _ran_s(self, row: Row) -> float:
         if row.status != Status.RUNNING:
             return 0.0
         return float(max(0.0, (self.now() - row.attempt_started_at).total_seconds()))
+
+
+def _told(to: Status, reason: Reason) -> dict[str, Any]:
+    """Tell the history of a change of status."""
+    return {"status": to, "code": reason.code, "message": plain(reason.message)}
 
 
 def held(job_id: str | sa.ColumnElement[str], attempt: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:

@@ -11,6 +11,7 @@ from app.errors import IllegalTransition, InvalidRequest, Problem, StorageUnavai
 from app.jobs import champion
 from app.jobs.config import JobRequest
 from app.jobs.files import BEST_NAME
+from app.jobs.queue.dependents import falling
 from app.jobs.queue.door import Door, in_turn
 from app.jobs.queue.records import PAUSED, IsChampion, JobInUse, Reason, Row
 from app.jobs.queue.submitting import GAP
@@ -29,7 +30,7 @@ class Orders(Door):
 
         A repeated cancel changes nothing. Raises JobNotFound, IllegalTransition when it ended otherwise.
         """
-        with self.database.writing("cancel") as connection:
+        with self._ending("cancel", job_id) as connection:
             row = self._get(connection, job_id, is_locked=True)
             if row.status in (Status.QUEUED, Status.PAUSED):
                 self._cancel(connection, row)
@@ -192,6 +193,7 @@ class Orders(Door):
         Raises JobNotFound, IllegalTransition while it may still run, JobInUse while another starts from it,
         IsChampion.
         """
+        self._cancel_the_rest(job_id)
         with self.database.writing("delete") as connection:
             row = self._get(connection, job_id, is_locked=True)
             if row.status not in FINAL:
@@ -205,6 +207,8 @@ class Orders(Door):
             ).scalar_one_or_none()
             if user is not None:
                 raise JobInUse(f"Job {user} starts from its checkpoint.", "Cancel that job, or wait for it.")
+            if any(falling(connection, job_id)):  # without it they would depend on nothing, and start
+                raise JobInUse("Jobs that depend on it are still being cancelled.", "Try again in a moment.")
             behind = champion.behind_file(connection, self.paths)
             is_champion = row.is_promoted or (behind is not None and behind.id == job_id)
             if is_champion and not drops_champion:

@@ -122,7 +122,7 @@ class Running(Door):
         self, job_id: str, attempt: int, reason: Reason, facts: Facts = NOTHING, tell: Tell = _nobody
     ) -> Status:
         """End a running job for good, its last facts in the same transaction. Raises LostJob."""
-        with self.database.writing("finish") as connection:
+        with self._ending("finish", job_id) as connection:
             row = self._write(connection, job_id, attempt, facts)
             if _runs(row):
                 self._finish(connection, row, reason)
@@ -142,7 +142,7 @@ class Running(Door):
 
         What the user has asked for meanwhile wins. again_in_s: not to be claimed before, as for `gpu_busy`.
         """
-        with self.database.writing("release") as connection:
+        with self._ending("release", job_id) as connection:
             row = self._write(connection, job_id, attempt, facts)
             run_after = self.now() + timedelta(seconds=again_in_s) if again_in_s else None
             if _runs(row) and not self._as_asked(connection, row):
@@ -161,7 +161,7 @@ class Running(Door):
 
         A wish taken back meanwhile puts the job back into the queue.
         """
-        with self.database.writing("suspend") as connection:
+        with self._ending("suspend", job_id) as connection:
             row = self._write(connection, job_id, attempt, facts)
             if _runs(row) and not self._as_asked(connection, row):
                 if reason.code == PAUSED.code:
@@ -180,7 +180,7 @@ class Running(Door):
         reason: what killed it; a code the budget ends with, such as native_crash, stays, others become
         crash_loop.
         """
-        with self.database.writing("crash") as connection:
+        with self._ending("crash", job_id) as connection:
             row = self._write(connection, job_id, attempt, facts)
             if _runs(row):
                 self._crash(connection, row, reason)
@@ -203,7 +203,10 @@ class Running(Door):
                 .with_for_update(skip_locked=True),
                 {"now": self.now()},
             ).all()
-            return [(row.id, self._crash(connection, row, _silent(row))) for row in late]
+            became = [(row.id, self._crash(connection, row, _silent(row))) for row in late]
+        for job_id, _ in became:
+            self._cancel_the_rest(job_id)
+        return became
 
     # ---- behind the verbs ----
 

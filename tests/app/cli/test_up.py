@@ -48,31 +48,48 @@ def test_nothing_survives_a_kill(tmp_path: Path) -> None:
         eventually(lambda: all(is_gone(pid) for pid in pids), within_s=15, what="the end of the children")
 
 
-def test_one_part_that_ends_takes_the_other_along(tmp_path: Path) -> None:
-    with up(tmp_path) as (process, _, pids):
-        (api,) = [pid for pid in pids if psutil.Process(pid).cmdline()[-1] == "api"]
-        psutil.Process(api).kill()
-        assert process.popen.wait(30) == 137
-        assert "api has ended (SIGKILL)" in process.output
-        assert all(is_gone(pid) for pid in pids)
+def part(pids: list[int], *ending: str) -> psutil.Process:
+    """Find the process whose command ends so."""
+    found = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    (one,) = [process for process in found if process.cmdline()[-len(ending) :] == list(ending)]
+    return one
 
 
-def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
-    with up(tmp_path) as (process, url, pids):
-        (first,) = [pid for pid in pids if psutil.Process(pid).cmdline()[-2:] == ["-m", "worker"]]
-        psutil.Process(first).kill()
-        process.says("worker was killed (SIGKILL); starting it again")
-        with Client(url) as client:
-            assert client.jobs()["data"] == [], "the API has served all along"
-        eventually(lambda: process.output.count("worker ready") == 2, what="the second worker")
+def test_a_killed_api_is_started_again_at_its_port(tmp_path: Path) -> None:
+    with up(tmp_path) as (process, url, pids), Client(url) as client:
+        part(pids, "api").kill()
+        process.says("api has ended (SIGKILL); starting it again in 1 s")
+        eventually(lambda: process.output.count(f"{LISTENING}{url}") == 2, what="the second API")
+        assert client.jobs()["data"] == []
+        assert process.output.count("worker ready") == 1
         assert process.stop() == 0
 
 
-@pytest.mark.parametrize("part", ["up", "api"])
-def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path, part: str) -> None:
+def test_an_api_that_leaves_by_itself_is_started_again(tmp_path: Path) -> None:
+    with up(tmp_path) as (process, url, pids):
+        part(pids, "api").terminate()
+        process.says("api has ended (exit code 0); starting it again in 1 s")
+        eventually(lambda: process.output.count(f"{LISTENING}{url}") == 2, what="the second API")
+        assert process.stop() == 0
+
+
+def test_a_killed_worker_is_started_again_and_leaves_no_zombie(tmp_path: Path) -> None:
+    with up(tmp_path) as (process, url, pids):
+        part(pids, "-m", "worker").kill()
+        process.says("worker has ended (SIGKILL); starting it again in 1 s")
+        with Client(url) as client:
+            assert client.jobs()["data"] == [], "the API has served all along"
+        eventually(lambda: process.output.count("worker ready") == 2, what="the second worker")
+        left = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        assert not [one for one in left if one.status() == psutil.STATUS_ZOMBIE]
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize("command", ["up", "api"])
+def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with started("-m", "app.cli.main", part, "--port", port, root=tmp_path) as process:
+        with started("-m", "app.cli.main", command, "--port", port, root=tmp_path) as process:
             assert process.popen.wait(60) == 1
             assert f"port {port} of 127.0.0.1 is taken: process {os.getpid()} (" in process.output
             assert f"--port {int(port) + 1}" in process.output
@@ -125,7 +142,7 @@ def test_each_device_has_its_worker(tmp_path: Path) -> None:
         }
         assert set(workers) == {"cpu:0", "cpu:1"}
         psutil.Process(workers["cpu:1"]).kill()
-        process.says("worker cpu:1 was killed (SIGKILL); starting it again")
+        process.says("worker cpu:1 has ended (SIGKILL); starting it again in 1 s")
         eventually(lambda: process.output.count("worker ready") == 3, what="the worker again")
         assert psutil.Process(workers["cpu:0"]).is_running()
         assert process.stop() == 0
