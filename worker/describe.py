@@ -53,6 +53,7 @@ def _resolved(
         class_weights=None,
         share_rows=is_sharing,
         activation_checkpointing=is_recomputing,
+        lays_out_keys=False,
     )
 
 

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ from worker.engine.events import (
     encode,
 )
 from worker.engine.loop import fit
-from worker.engine.resolve import Resolved, resolve, resolve_class_weights, resolve_device
+from worker.engine.resolve import Resolved, resolve, resolve_class_weights, resolve_device, settled
 from worker.engine.resume import restore
 from worker.engine.run import Memory, Run, build_run
 from worker.engine.samples import Splits
@@ -320,12 +320,9 @@ def start_from(run: Run, best: Weights) -> None:
 
 
 def _resolved(assignment: Assignment, request: JobRequest, plan: SplitPlan) -> Resolved:
-    settled = assignment.resolved
-    if settled is None:
-        return resolve(request, num_classes=plan.num_classes, rung=assignment.rung, own=assignment.device)
-    return Resolved(
-        **{field.name: settled[field.name] for field in fields(Resolved) if field.name in settled}
-    )
+    if assignment.resolved is not None:
+        return settled(assignment.resolved, request)
+    return resolve(request, num_classes=plan.num_classes, rung=assignment.rung, own=assignment.device)
 
 
 def _resolved_besides(resolved: Resolved, dataset: Dataset, plan: SplitPlan) -> dict[str, Any]:

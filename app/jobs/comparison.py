@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.jobs.config import JobRequest, canonical
-
-# Fields of `data` that the first keys did not know, with the value those keys stand for.
-_LATER: Mapping[str, Any] = {"group": None, "non_finite": "error", "fold": None}
+from app.jobs.later import COMPARED, counted
 
 
 def comparison_key(
@@ -23,9 +21,10 @@ def comparison_key(
 ) -> str:
     """Name what a validation loss was measured on, and by which loss.
 
-    cuts_ns, horizon_s, label_end, class_weights: as they were resolved. A field that comes later (of `data`:
-    into _LATER) counts only where it differs from its default, so that no key there is changes.
+    cuts_ns, horizon_s, label_end, class_weights: as they were resolved. What came later counts only where it
+    is not as it was before, so that no key there is changes.
     """
+    config = request.model_dump(mode="json")
     data = request.data
     shared = {
         "fingerprint": fingerprint,
@@ -37,12 +36,13 @@ def comparison_key(
         "horizon_s": horizon_s,
         "label_end": label_end,
         "label": data.label,
-        "loss": {**request.loss.model_dump(mode="json"), "class_weights": class_weights},
+        "loss": {**counted(config)["loss"], "class_weights": class_weights},
     }
     key = _hash(shared)
-    fields = data.model_dump(mode="json", include=set(_LATER))
-    later = {name: value for name, value in fields.items() if value != _LATER[name]}
-    return _hash({"key": key, **later}) if later else key
+    named = {path.removeprefix("data.") for path in COMPARED}
+    fields = {name: value for name, value in config["data"].items() if name in named}
+    more = counted(fields, COMPARED, under="data")
+    return _hash({"key": key, **more}) if more else key
 
 
 def _hash(value: Mapping[str, Any]) -> str:

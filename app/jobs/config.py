@@ -29,6 +29,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.jobs.later import counted
+
 MAX_INT = 2**63 - 1
 
 
@@ -639,6 +641,7 @@ def changes(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def memory_key(config: Mapping[str, Any]) -> str:
     """Name what of a stored config decides how much GPU memory a step takes."""
+    config = counted(config)
     training = {k: v for k, v in config["training"].items() if k not in _FREE_OF_MEMORY}
     sections = {name: config[name] for name in ("data", "model", "precision", "device", "oom")}
     return canonical(
@@ -653,5 +656,5 @@ def memory_key(config: Mapping[str, Any]) -> str:
 
 def config_hash(request: JobRequest) -> str:
     """Name what is computed: sha256 of the canonical config without its labels."""
-    body = {k: v for k, v in request.model_dump(mode="json").items() if k not in LABELS}
+    body = {k: v for k, v in counted(request.model_dump(mode="json")).items() if k not in LABELS}
     return hashlib.sha256(canonical(body).encode()).hexdigest()
