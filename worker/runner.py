@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import math
 import platform
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -32,7 +31,7 @@ from app.datasets.split import SplitPlan
 from app.errors import InvalidData
 from app.failpoints import failpoint
 from app.jobs.comparison import comparison_key
-from app.jobs.config import JobRequest, config_hash
+from app.jobs.config import DataConfig, JobRequest, config_hash, stored
 from app.jobs.sizes import batch_statistics
 from app.jobs.states import ENDINGS, Status
 from app.version import version_text
@@ -221,10 +220,12 @@ class _Attempt:
 
     def events(self) -> Generator[Event, None, None]:
         """Prepare and train."""
-        request = JobRequest.model_validate_json(json.dumps(self._assignment.config))
+        request = stored(self._assignment.config)
         yield PhaseChanged("preparing")
         dataset = open_dataset(
-            self._assignment.sources, request.data, budget_bytes=self._assignment.stream_budget
+            self._assignment.sources,
+            _as_settled(request.data, self._assignment.resolved),
+            budget_bytes=self._assignment.stream_budget,
         )
         if self._assignment.data_fingerprint not in (None, dataset.fingerprint):
             raise DataChanged(
@@ -323,6 +324,14 @@ def _resolved(assignment: Assignment, request: JobRequest, plan: SplitPlan) -> R
     if assignment.resolved is not None:
         return settled(assignment.resolved, request)
     return resolve(request, num_classes=plan.num_classes, rung=assignment.rung, own=assignment.device)
+
+
+def _as_settled(data: DataConfig, resolved: Mapping[str, Any] | None) -> DataConfig:
+    """Take the features of a first attempt, whatever is chosen of a dataset by now when none are named."""
+    if resolved is None or data.features is not None:
+        return data
+    columns = list(resolved["features"])
+    return data.model_copy(update={"features": columns[0] if len(columns) == 1 else columns})
 
 
 def _resolved_besides(resolved: Resolved, dataset: Dataset, plan: SplitPlan) -> dict[str, Any]:

@@ -34,6 +34,10 @@ from app.jobs.later import counted
 MAX_INT = 2**63 - 1
 
 
+# The context in which a config is read that was accepted before: a rule that came later looks at it.
+_STORED = object()
+
+
 def _printable(text: str) -> str:
     if not text.isprintable() or any(0xD800 <= ord(c) <= 0xDFFF for c in text):
         raise ValueError("must be printable characters: no control, direction or line-break characters")
@@ -75,9 +79,9 @@ Column = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]
 
 
-def _all_different(names: list[str]) -> list[str]:
+def _all_different(names: list[str], info: ValidationInfo) -> list[str]:
     for place, name in enumerate(names):
-        if name in names[:place]:
+        if name in names[:place] and info.context is not _STORED:
             raise ValueError(f"must all be different: {name!r} is there twice")
     return names
 
@@ -616,6 +620,11 @@ _FREE_OF_MEMORY = (
     "threads",
     "log_every",
 )
+
+
+def stored(config: Mapping[str, Any]) -> JobRequest:
+    """Read the config of a job, perhaps accepted by a version that refused less: it is not refused now."""
+    return JobRequest.model_validate_json(json.dumps(config), context=_STORED)
 
 
 def canonical(value: Any) -> str:
