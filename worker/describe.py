@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from app.jobs.config import CustomConfig, JobRequest
+from app.jobs.config import CustomConfig, JobRequest, stored
 from worker.engine.resolve import Resolved
 from worker.memory import step_bytes
 from worker.models.base import batch_layers, num_parameters
@@ -23,7 +23,7 @@ from worker.models.build import build_model, flops_per_sample
 
 def describe(question: dict[str, Any]) -> dict[str, Any]:
     """Measure a model: parameters, operations of one window's forward pass, memory of each cut of a step."""
-    request = JobRequest.model_validate_json(json.dumps(question["config"]))
+    request = stored(question["config"])
     sizes = {key: question[key] for key in ("shape", "num_classes", "allowed_prefixes")}
     with torch.device("meta"):
         model = build_model(request.model, window=request.data.window, **sizes)
@@ -53,6 +53,7 @@ def _resolved(
         class_weights=None,
         share_rows=is_sharing,
         activation_checkpointing=is_recomputing,
+        lays_out_keys=False,
     )
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import math
 import platform
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from app.datasets.split import SplitPlan
 from app.errors import InvalidData
 from app.failpoints import failpoint
 from app.jobs.comparison import comparison_key
-from app.jobs.config import JobRequest, config_hash
+from app.jobs.config import DataConfig, JobRequest, config_hash, stored
 from app.jobs.sizes import batch_statistics
 from app.jobs.states import ENDINGS, Status
 from app.version import version_text
@@ -59,7 +58,7 @@ from worker.engine.events import (
     encode,
 )
 from worker.engine.loop import fit
-from worker.engine.resolve import Resolved, resolve, resolve_class_weights, resolve_device
+from worker.engine.resolve import Resolved, resolve, resolve_class_weights, resolve_device, settled
 from worker.engine.resume import restore
 from worker.engine.run import Memory, Run, build_run
 from worker.engine.samples import Splits
@@ -223,10 +222,12 @@ class _Attempt:
 
     def events(self) -> Generator[Event, None, None]:
         """Prepare and train."""
-        request = JobRequest.model_validate_json(json.dumps(self._assignment.config))
+        request = stored(self._assignment.config)
         yield PhaseChanged("preparing")
         dataset = open_dataset(
-            self._assignment.sources, request.data, budget_bytes=self._assignment.stream_budget
+            self._assignment.sources,
+            _as_settled(request.data, self._assignment.resolved),
+            budget_bytes=self._assignment.stream_budget,
         )
         if self._assignment.data_fingerprint not in (None, dataset.fingerprint):
             raise DataChanged(
@@ -322,12 +323,17 @@ def start_from(run: Run, best: Weights) -> None:
 
 
 def _resolved(assignment: Assignment, request: JobRequest, plan: SplitPlan) -> Resolved:
-    settled = assignment.resolved
-    if settled is None:
-        return resolve(request, num_classes=plan.num_classes, rung=assignment.rung, own=assignment.device)
-    return Resolved(
-        **{field.name: settled[field.name] for field in fields(Resolved) if field.name in settled}
-    )
+    if assignment.resolved is not None:
+        return settled(assignment.resolved, request)
+    return resolve(request, num_classes=plan.num_classes, rung=assignment.rung, own=assignment.device)
+
+
+def _as_settled(data: DataConfig, resolved: Mapping[str, Any] | None) -> DataConfig:
+    """Take the features of a first attempt, whatever is chosen of a dataset by now when none are named."""
+    if resolved is None or data.features is not None:
+        return data
+    columns = list(resolved["features"])
+    return data.model_copy(update={"features": columns[0] if len(columns) == 1 else columns})
 
 
 def _resolved_besides(resolved: Resolved, dataset: Dataset, plan: SplitPlan) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from app.api.explain import read_job, remainder
 from app.api.services import Services
 from app.errors import InvalidRequest, Problem, shown
-from app.jobs.config import JobRequest
+from app.jobs.config import JobRequest, stored
 from app.jobs.custom import custom_model_problems
 from app.jobs.foresight import Foresight, Gpu, foresee
 from app.jobs.queue import Row
@@ -110,7 +109,7 @@ def _bad_start(services: Services, request: JobRequest, data: Preflight) -> list
 
 def _shaped_like(services: Services, row: Row) -> Shaped | None:
     """Find what shapes a job's weights have: as it was settled, or as its data are while it waits."""
-    request = JobRequest.model_validate_json(json.dumps(row.config))
+    request = stored(row.config)
     if row.resolved is None:
         return _shaped(request, _preflight(services, request))
     return Shaped(request, tuple(row.resolved["shape"]), len(row.resolved["classes"]))

@@ -29,6 +29,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.jobs.later import counted
+
 MAX_INT = 2**63 - 1
 
 
@@ -608,6 +610,13 @@ _FREE_OF_MEMORY = (
 )
 
 
+def stored(config: Mapping[str, Any]) -> JobRequest:
+    """Read the config of a job. What refuses more than an older version did is no part of the types here, but
+    of the door: see `app.api.submit`.
+    """
+    return JobRequest.model_validate_json(json.dumps(config))
+
+
 def canonical(value: Any) -> str:
     """Write JSON in the one order and spacing that hashes are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -631,6 +640,7 @@ def changes(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def memory_key(config: Mapping[str, Any]) -> str:
     """Name what of a stored config decides how much GPU memory a step takes."""
+    config = counted(config)
     training = {k: v for k, v in config["training"].items() if k not in _FREE_OF_MEMORY}
     sections = {name: config[name] for name in ("data", "model", "precision", "device", "oom")}
     return canonical(
@@ -645,5 +655,5 @@ def memory_key(config: Mapping[str, Any]) -> str:
 
 def config_hash(request: JobRequest) -> str:
     """Name what is computed: sha256 of the canonical config without its labels."""
-    body = {k: v for k, v in request.model_dump(mode="json").items() if k not in LABELS}
+    body = {k: v for k, v in counted(request.model_dump(mode="json")).items() if k not in LABELS}
     return hashlib.sha256(canonical(body).encode()).hexdigest()

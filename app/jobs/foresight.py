@@ -6,14 +6,13 @@ really took on the same GPU.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app.errors import Problem
-from app.jobs.config import JobRequest
+from app.jobs.config import JobRequest, stored
 from app.jobs.queue import Row
 from app.jobs.sizes import Cut, Sizes, batch_statistics, sizes
 
@@ -131,7 +130,7 @@ def _correction(gpu: Gpu, past: Sequence[Row], custom_prefixes: Sequence[str]) -
             resolved.get("activation_checkpointing", False),
         )
         said = sizes(
-            JobRequest.model_validate_json(json.dumps(row.config)),
+            stored(row.config),
             shape=resolved["shape"],
             num_classes=len(resolved["classes"]),
             precision=resolved["precision"],

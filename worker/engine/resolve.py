@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import psutil
 import torch
 
+from app.jobs import later
 from app.jobs.config import JobRequest
 from worker.engine.errors import ConfigInvalid
 from worker.engine.events import Rung
@@ -29,8 +31,9 @@ class Resolved:
     effective_batch: int
     eval_batch_size: int
     class_weights: list[float] | None
-    share_rows: bool = True  # rows are encoded once for several micro-batches
-    activation_checkpointing: bool = False
+    share_rows: bool  # rows are encoded once for several micro-batches
+    activation_checkpointing: bool
+    lays_out_keys: bool  # attention by one query as it was first computed; no longer begun with
 
 
 def resolve(
@@ -61,7 +64,14 @@ def resolve(
         share_rows=rung is None or rung.is_sharing,
         activation_checkpointing=training.activation_checkpointing
         or (rung is not None and rung.is_recomputing),
+        lays_out_keys=False,
     )
+
+
+def settled(stored: Mapping[str, Any], request: JobRequest) -> Resolved:
+    """Read what was settled before, perhaps by a version that had less to settle."""
+    known = later.resolved(stored, request.model_dump(mode="json"))
+    return Resolved(**{field.name: known[field.name] for field in fields(Resolved)})
 
 
 def resolve_device(name: str, own: str | None = None) -> torch.device:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.jobs.later import counted, resolved
 from worker.engine.epoch import Epoch
 from worker.engine.errors import CorruptCheckpoint
 from worker.engine.events import BestFile, Resumed
@@ -175,12 +176,21 @@ def _verify(file: BufferedReader, name: str, sha256: str) -> None:
 
 
 def _check(run: Run, state: dict[str, Any], path: Path) -> None:
-    wanted = {"version": VERSION, "resolved": _json(asdict(run.resolved)), "config": _json(_computed(run))}
-    for name, value in wanted.items():
-        if state[name] != value:
-            raise CorruptCheckpoint(
-                f"{path.name} is of a run with another {name}.", "Retry the job from its start."
-            )
+    """Hold what decides a number against what it was. What came later counts as it was before."""
+    wanted = _computed(run)
+    differing = [
+        *_differing({"version": state["version"]}, {"version": VERSION}),
+        *_differing(counted(json.loads(state["config"])), counted(wanted)),
+        *_differing(resolved(json.loads(state["resolved"]), wanted), asdict(run.resolved)),
+    ]
+    if differing:
+        raise CorruptCheckpoint(
+            f"{path.name} is of a run with another {', '.join(differing)}.", "Retry the job from its start."
+        )
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in {*found, *wanted} if found.get(name, ...) != wanted.get(name, ...))
 
 
 def _best(state: dict[str, Any]) -> BestFile | None:

@@ -30,6 +30,7 @@ from worker.engine.samples import Splits
 from worker.engine.stopping import Stopping
 from worker.engine.upload import Upload
 from worker.models import SequenceModel, build_model
+from worker.models.attention import lay_out_keys
 from worker.models.dropout import Masks, draw_from
 from worker.models.normalizer import Scaling
 
@@ -232,6 +233,7 @@ def build_run(
     parameters = list(model.parameters())
     masks = Masks(training.seed) if training.deterministic else None
     draw_from(model, masks)
+    lay_out_keys(model, resolved.lays_out_keys)
     return Run(
         request=request,
         resolved=resolved,

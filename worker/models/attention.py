@@ -32,6 +32,7 @@ class Block(nn.Module):
             nn.Linear(d_model, EXPANSION * d_model), nn.GELU(), nn.Linear(EXPANSION * d_model, d_model)
         )
         self.dropout = Dropout(dropout)
+        self.lays_out_keys = False
 
     def forward(self, x_BTD: Tensor, num_queries: int | None = None) -> Tensor:
         """Transform the last `num_queries` steps (null = all), each attending to all T: [B, Q, D]."""
@@ -44,7 +45,7 @@ class Block(nn.Module):
 
     def _attend(self, normed_BTD: Tensor, num_queries: int) -> Tensor:
         query_BHQE = self._split_heads(self.query(normed_BTD[:, -num_queries:]))
-        if num_queries == 1 and normed_BTD.shape[1] > 1:
+        if num_queries == 1 and normed_BTD.shape[1] > 1 and not self.lays_out_keys:
             return self._attend_by_one(normed_BTD, query_BHQE.squeeze(2))
         key_BTD, value_BTD = self.key_value(normed_BTD).chunk(2, dim=-1)
         attended_BHQE = F.scaled_dot_product_attention(
@@ -72,3 +73,10 @@ class Block(nn.Module):
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def lay_out_keys(model: nn.Module, is_wanted: bool) -> None:
+    """Let every layer of a model that answers one query lay keys and values out: other roundings."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.lays_out_keys = is_wanted

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from app.failpoints import failpoint
-from app.jobs.config import JobRequest, changes
+from app.jobs.config import changes, stored
 from app.jobs.scores import scores
 from app.text import escaped
 from worker.engine.events import (
@@ -124,7 +124,7 @@ class Log:
         self._say(f"[DATA] {' | '.join((heading.config['data']['path'], *splits, fingerprint))}")
 
     def _model(self, heading: Heading, prepared: Prepared) -> None:
-        request = JobRequest.model_validate_json(json.dumps(heading.config))
+        request = stored(heading.config)
         parts = [request.model.name, f"{prepared.plan['model']['parameters']:,} parameters"]
         changed = [f"{field}={_json(value)}" for field, value in changes(request) if field not in SHOWN]
         self._say(f"[MODEL] {' | '.join((*parts, *([' '.join(changed)] if changed else [])))}")

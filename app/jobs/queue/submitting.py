@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from app.errors import IllegalTransition, InvalidRequest, Problem
 from app.jobs.config import JobRequest, canonical, config_hash
 from app.jobs.ids import new_id
+from app.jobs.later import counted
 from app.jobs.queue.door import Door
 from app.jobs.queue.records import Checkpoint, KeyReuse, NothingToRetry, QueueFull, Row
 from app.jobs.queue.resuming import newest_checkpoint
@@ -126,7 +127,7 @@ class Submitting(Door):
         if first is None:
             return None
         if first.request_hash is None:  # of a time before this column
-            is_same = canonical(first.config) == canonical(request.model_dump(mode="json"))
+            is_same = counted(first.config) == counted(request.model_dump(mode="json"))
         else:
             is_same = first.request_hash == request_hash(request, parent_id)
         if not is_same:
@@ -206,7 +207,7 @@ class Submitting(Door):
 
 def request_hash(request: JobRequest, parent_id: str | None) -> str:
     """Name what a user asked for, labels included."""
-    body = [request.model_dump(mode="json"), parent_id]
+    body = [counted(request.model_dump(mode="json")), parent_id]
     return hashlib.sha256(canonical(body).encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from app.jobs.config import JobRequest
 from worker.engine.events import Tick
 from worker.engine.loop import fit
-from worker.engine.resolve import resolve
+from worker.engine.resolve import Resolved, resolve
 from worker.engine.run import Run, build_run
 from worker.engine.samples import Splits
 from worker.stream.batch import Batch
@@ -78,6 +78,7 @@ def make_run(
     test: InMemory | None = None,
     dtype: torch.dtype = torch.float32,
     directory: Path | None = None,
+    resolved: Resolved | None = None,
     **extra: Any,
 ) -> Run:
     """Build a run of 64 training and 21 validation samples unless given."""
@@ -85,7 +86,7 @@ def make_run(
     splits = Splits(train or make_samples(64), val or make_samples(21, seed=1), test)
     return build_run(
         request,
-        resolve(request, num_classes=NUM_CLASSES),
+        resolved or resolve(request, num_classes=NUM_CLASSES),
         shape=SHAPE,
         num_classes=NUM_CLASSES,
         splits=splits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -48,7 +49,7 @@ from worker.engine.events import (
 )
 from worker.engine.keep import FIRST_S
 from worker.engine.loop import fit
-from worker.engine.resolve import resolve
+from worker.engine.resolve import resolve, settled
 from worker.engine.resume import restore, state_of
 from worker.engine.run import Run, build_run
 from worker.engine.samples import Splits
@@ -458,8 +459,60 @@ def test_a_file_that_is_gone_or_of_another_run_is_refused(tmp_path: Path) -> Non
         restore(run, path.with_name("resume-s00000001-0000000000000000.pt"), sha256="0" * 64)
     (tmp_path / "other").mkdir()
     other = Case(tmp_path / "other", optimizer={"lr": 0.5}).run()
-    with pytest.raises(CorruptCheckpoint, match="another config"):
+    with pytest.raises(CorruptCheckpoint, match="another optimizer"):
         restore(other, path, sha256=saved.sha256)
+
+
+def as_of_before(path: Path, resolved: dict[str, Any]) -> str:
+    """Write a resume checkpoint anew, of a version that settled this; return its sha256."""
+    state = torch.load(path, weights_only=True)
+    state["resolved"] = json.dumps(resolved, sort_keys=True)
+    torch.save(state, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("is_recomputing", [False, True])
+def test_a_checkpoint_of_a_version_that_settled_less_goes_on_as_it_began(
+    is_recomputing: bool, tmp_path: Path
+) -> None:
+    training = {"activation_checkpointing": is_recomputing, "deterministic": True}
+    case = Case(tmp_path, model=DROPPING["vivit"], training=training)
+    first = case.run()
+    before = dataclasses.asdict(first.resolved)
+    for name in ("share_rows", "activation_checkpointing", "lays_out_keys"):
+        del before[name]
+    old = settled(before, first.request)
+    _, whole, _, _ = finish(case.run(resolved=old))
+    first = case.run(resolved=old)
+    saved, _ = interrupt(first, 8)
+    path = first.directory / saved.name
+    sha256 = as_of_before(path, before)
+    again = case.run(resolved=old)
+    restore(again, path, sha256=sha256)
+    _, final, _, _ = finish(again)
+    assert final == whole
+    with pytest.raises(CorruptCheckpoint, match="another lays_out_keys"):
+        restore(case.run(), path, sha256=sha256)
+
+
+def test_keys_laid_out_are_the_same_attention_with_other_roundings(tmp_path: Path) -> None:
+    case = Case(tmp_path, model=VIVIT)
+    today = case.run(dtype=torch.float64)
+    before = dataclasses.replace(today.resolved, lays_out_keys=True)
+    told = [finish(run)[3] for run in (today, case.run(dtype=torch.float64, resolved=before))]
+    one, other = ([event.val_loss for event in events if isinstance(event, EpochDone)] for events in told)
+    assert one != other
+    assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_a_checkpoint_of_a_version_that_settled_more_is_refused(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    run = case.run()
+    saved, _ = interrupt(run, 8)
+    path = run.directory / saved.name
+    sha256 = as_of_before(path, {**dataclasses.asdict(run.resolved), "not_known_yet": 1})
+    with pytest.raises(CorruptCheckpoint, match="another not_known_yet"):
+        restore(case.run(), path, sha256=sha256)
 
 
 def test_the_best_comes_along_and_a_broken_one_is_refused(tmp_path: Path) -> None:
