@@ -2,7 +2,7 @@
 
     make soak MINUTES=30
 
-Rounds of five rigs, the first three on both engines, each in a process of its own with a seed of its own;
+Rounds of six rigs, the first four on both engines, each in a process of its own with a seed of its own;
 whatever is furthest from its goal has the next round. The tally in bench/RESULTS.md is read, added to and
 written after each one. A round that finds something wrong prints how to do it again, is counted, and makes
 the exit code 1.
@@ -58,6 +58,8 @@ def _rigs() -> Iterable[Rig]:
         yield Rig("training", engine, "kills", 250, 50, ("-m", "tests.rig.nemesis", *rampage))
         claims = ("bench/queue_soak.py", "--jobs", "{share}", "--url", "{engine}")
         yield Rig("claims", engine, "jobs", 100_000, 10_000, claims)
+        upgrades = ("--jobs", "{share}", "--seed", "{seed}", "--engine", "{engine}")
+        yield Rig("upgrade", engine, "jobs", 120, 10, ("-m", "tests.upgrade.soak", *upgrades))
     flips = ("-m", "tests.rig.bit_flips", "--flips", "{share}", "--seed", "{seed}")
     yield Rig("checkpoints", "-", "flips", 10_000, 1_000, flips)
     # In an order of its own that goes on where the last round ended, so that all of them come up.

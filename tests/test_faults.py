@@ -12,8 +12,8 @@ TABLE = (ROOT / "tests" / "FAULTS.md").read_text(encoding="utf-8")
 
 def test_every_row_is_there_in_order() -> None:
     numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", TABLE, re.MULTILINE)]
+    assert len(numbers) >= 45
     assert numbers == list(range(1, len(numbers) + 1))
-    assert len(numbers) >= 44
 
 
 def test_every_test_of_the_table_exists() -> None:
