@@ -24,8 +24,8 @@ def comparison_key(
     cuts_ns, horizon_s, label_end, class_weights: as they were resolved. What came later counts only where it
     is not as it was before, so that no key there is changes.
     """
-    config = request.model_dump(mode="json")
     data = request.data
+    loss = counted({"loss": request.loss.model_dump(mode="json")})["loss"]
     shared = {
         "fingerprint": fingerprint,
         "cuts_ns": list(cuts_ns),
@@ -36,12 +36,11 @@ def comparison_key(
         "horizon_s": horizon_s,
         "label_end": label_end,
         "label": data.label,
-        "loss": {**counted(config)["loss"], "class_weights": class_weights},
+        "loss": {**loss, "class_weights": class_weights},
     }
     key = _hash(shared)
     named = {path.removeprefix("data.") for path in COMPARED}
-    fields = {name: value for name, value in config["data"].items() if name in named}
-    more = counted(fields, COMPARED, under="data")
+    more = counted(data.model_dump(mode="json", include=named), COMPARED, under="data")
     return _hash({"key": key, **more}) if more else key
 
 
