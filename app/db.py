@@ -21,6 +21,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import sqlite
 
 from app.database_file import Identity, identity
 from app.errors import StorageDamaged, StorageFull, StorageUnavailable
@@ -61,6 +62,24 @@ def when_undone(connection: sa.Connection, act: Callable[[], None]) -> None:
     acts: list[Callable[[], None]] = connection.info[_UNDONE]
     if act not in acts:
         acts.append(act)
+
+
+class Damaged(dict[str, Any]):
+    """What stands where the JSON of a row cannot be read: nothing, so that the other rows can be."""
+
+
+class _SQLiteCompiler(sqlite.dialect.statement_compiler):  # type: ignore[misc, name-defined]
+    """A value inside damaged JSON is NULL: else one row would fail every query over all."""
+
+    def visit_json_getitem_op_binary(self, binary: Any, operator: Any, **named: Any) -> str:
+        return self._of_whole(binary, super().visit_json_getitem_op_binary(binary, operator, **named), named)
+
+    def visit_json_path_getitem_op_binary(self, binary: Any, operator: Any, **named: Any) -> str:
+        found = super().visit_json_path_getitem_op_binary(binary, operator, **named)
+        return self._of_whole(binary, found, named)
+
+    def _of_whole(self, binary: Any, found: str, named: dict[str, Any]) -> str:
+        return f"CASE WHEN json_valid({self.process(binary.left, **named)}) THEN {found} END"
 
 
 def server_time(dialect: str, *, plus_s: float = 0.0) -> sa.ColumnElement[datetime]:
@@ -138,6 +157,7 @@ def _postgres_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
     engine = sa.create_engine(
         url,
         json_serializer=_to_json,
+        json_deserializer=_from_json,
         pool_pre_ping=True,
         pool_size=5,
         max_overflow=40,  # as many as the API has threads
@@ -166,7 +186,8 @@ def _sqlite_engine(
     url: sa.URL, busy_timeout_s: float, opened: list[Identity | None], *, is_writing: bool
 ) -> sa.Engine:
     """opened: the file as it was first opened, noted by the first connection of all engines."""
-    engine = sa.create_engine(url, json_serializer=_to_json)
+    engine = sa.create_engine(url, json_serializer=_to_json, json_deserializer=_from_json)
+    engine.dialect.statement_compiler = _SQLiteCompiler
 
     path = _file(url)
 
@@ -274,6 +295,13 @@ def _to_json(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError:  # not finite somewhere: rare, so only then is everything walked
         return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return Damaged()
 
 
 def _finite(value: Any) -> Any:

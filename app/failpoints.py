@@ -35,7 +35,6 @@ VERBS = (
     "promote",
     "drain",
     "open",
-    "fall",
     # workers
     "greet",
     "beat",

@@ -53,6 +53,7 @@ class Attempt:
         self._sampler = sampler
         self._queue = queue
         self._paths = paths
+        self._log = log
         self._last_words = LastWords(log)
         self._clock = clock
         self._started = self._flushed = self._sampled = clock()
@@ -71,6 +72,10 @@ class Attempt:
         self._torch_peak: int | None = None
         self._committed_files: set[str] = set()  # below the job's folder, of this attempt
         self._superseded: set[str] = set()
+
+    @property
+    def log_name(self) -> str:
+        return self._log.stem
 
     @property
     def is_over(self) -> bool:

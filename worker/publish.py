@@ -68,11 +68,10 @@ def unreadable(paths: Paths, at: Checkpoint) -> str | None:
 
 def is_tidy(paths: Paths, job_id: str, checkpoints: Collection[str]) -> bool:
     """Tell whether only bests and these (`<job>/<name>`) lie in the folders of the attempts at a job."""
-    job = paths.job(job_id)
     return all(
         file.name.startswith("best-") or f"{job_id}/attempts/{folder.name}/{file.name}" in checkpoints
-        for folder in (job / "attempts").glob("*")
-        for file in folder.iterdir()
+        for folder in _attempts(paths, job_id)
+        for file in _files(folder)
     )
 
 
@@ -82,10 +81,19 @@ def sweep(paths: Paths, job_id: str, kept: Collection[str]) -> None:
     kept_paths = {job / name for name in kept} | {
         sidecar(job / name) for name in kept if name.endswith(".pth")
     }
-    for folder in (job / "attempts").glob("*"):
+    for folder in _attempts(paths, job_id):
         needed = {path for path in kept_paths if path.parent == folder}
         # A resume checkpoint needs the best beside it, under whatever attempt's name it is known.
         names = {path.name for path in kept_paths} if needed else set()
-        for file in folder.iterdir():
+        for file in _files(folder):
             if file not in kept_paths and file.name not in names:
                 file.unlink()
+
+
+def _attempts(paths: Paths, job_id: str) -> list[Path]:
+    """List the folders of the attempts at a job. What else lies beside them is not ours."""
+    return [path for path in (paths.job(job_id) / "attempts").glob("*") if path.is_dir()]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.is_dir()]

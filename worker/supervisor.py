@@ -15,8 +15,9 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,12 +27,14 @@ from types import FrameType
 from typing import IO, Any
 
 import psutil
+from pydantic import ValidationError
 
 from app.database_file import back_up, network_file_system, refuse_damaged
-from app.db import connect
-from app.errors import ServiceError, StorageDamaged, StorageUnavailable
+from app.db import Damaged, connect
+from app.errors import StorageDamaged, StorageUnavailable
 from app.failpoints import failpoint
 from app.jobs import queue
+from app.jobs.config import JobRequest
 from app.jobs.files import Paths
 from app.jobs.metrics import Scope, since
 from app.jobs.queue import LEASE_S, Checkpoint, Claim, LostJob, Owner, Queue, Reason, Row, Tell
@@ -123,10 +126,10 @@ class Supervisor:
         rows = self._queue.page(statuses=sorted(FINAL), limit=LAST_JOBS)[0]
         checkpoints = self._queue.checkpoint_files([row.id for row in rows])
         for row in rows:
-            is_whole = row.best_file is None or is_published(self._paths, row.id, row.best_sha256)
-            if is_whole and is_tidy(self._paths, row.id, checkpoints):
-                continue
-            with suppress(OSError):
+            with self._alone(row.id, "could not be tidied up"):
+                is_whole = row.best_file is None or is_published(self._paths, row.id, row.best_sha256)
+                if is_whole and is_tidy(self._paths, row.id, checkpoints):
+                    continue
                 if not is_whole:
                     publish_best(self._paths, row.id, row.best_file)
                 self._settle(row)
@@ -145,19 +148,46 @@ class Supervisor:
     def _put_back_orphans(self, slot: str) -> None:
         """Put back what a slot is said to run: nothing runs in it now."""
         for row in self._queue.orphans(slot):
-            with suppress(LostJob):
-                cause = Reason("internal", "The worker died while it ran the job.", None)
-                tell = self._teller(row.log_name, cause)
-                status = self._queue.crash(row.id, row.attempt, cause, tell=tell)
-                self._say(f"found {row.id} left running by a worker that is gone: {status}")
-                with suppress(OSError):
-                    self._settle(self._queue.get(row.id))
+            cause = Reason("internal", "The worker died while it ran the job.", None)
+            with self._alone(
+                row.id, "was left running by a worker that is gone, and its files are as they are"
+            ):
+                self._crash(row.id, row.attempt, cause, row.log_name)
+                now = self._queue.get(row.id)
+                self._say(f"found {row.id} left running by a worker that is gone: {now.status}")
+                self._settle(now)
+
+    @contextmanager
+    def _alone(self, job_id: str, what: str) -> Iterator[None]:
+        """Say in a line what is wrong with one job, and leave it: it shall not keep the others waiting."""
+        try:
+            yield
+        except StorageUnavailable:
+            raise
+        except LostJob:
+            pass
+        except Exception as error:
+            self._say(f"{job_id} {what}: {_named(error)}")
+
+    def _crash(self, job_id: str, attempt: int, cause: Reason, log_name: str | None = None) -> None:
+        """Record that an attempt has died; where even that fails, end its job by the row alone.
+
+        Raises LostJob, StorageUnavailable.
+        """
+        try:
+            self._queue.crash(job_id, attempt, cause, tell=self._teller(log_name, cause))
+        except (LostJob, StorageUnavailable):
+            raise
+        except Exception as error:
+            self._say(f"{job_id} is set aside: its end could not be recorded: {_named(error)}")
+            message = f"{cause.message} What follows an end failed, too: {_named(error)}."
+            self._queue.set_aside(job_id, attempt, Reason("internal", message, cause.hint))
 
     def _put_back_unbegun(self) -> None:
         """Put back what this supervisor runs by the database alone: nobody's crash."""
         self._is_unsure = False
         for row in self._queue.orphans(self._slot):
-            with suppress(LostJob):
+            with self._alone(row.id, "runs here by the database, and could not be put back"):
                 self._queue.release(row.id, row.attempt, UNBEGUN)
                 self._say(f"put {row.id} back: the database says that it runs here, and it does not")
 
@@ -173,10 +203,26 @@ class Supervisor:
         if self.stopping:
             self.attempt.order("preempt")
         self._beat()
-        if not self.attempt.turn():
-            return BUSY_WAIT_S
+        try:
+            if not self.attempt.turn():
+                return BUSY_WAIT_S
+        except Exception as error:  # of one attempt, and the end of no other
+            traceback.print_exc()
+            self._give_up(self.attempt, error)
+            return 0.0
         self._end_attempt(self.attempt)
         return 0.0
+
+    def _give_up(self, attempt: Attempt, error: Exception) -> None:
+        """End an attempt that the supervisor itself cannot go on with: a crash, with its cause."""
+        attempt.close()
+        self.attempt = None
+        self._is_unsure = True  # should the database be away just now
+        claim = attempt.claim
+        self._say(f"{claim.job_id} was given up: {_named(error)}")
+        cause = Reason("internal", f"The worker could not go on with the attempt: {_named(error)}.")
+        with suppress(LostJob, StorageUnavailable):
+            self._crash(claim.job_id, claim.attempt, cause, attempt.log_name)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not through the end of the runner."""
@@ -204,8 +250,13 @@ class Supervisor:
             return 1.0
         except LostJob:
             self._is_unsure = True
-        except (OSError, EOFError) as error:
-            assert self._claim is not None
+        except Exception as error:
+            if not isinstance(error, OSError | EOFError):
+                traceback.print_exc()
+            if self._claim is None:
+                self._say(f"no job could be claimed: {_named(error)}")
+                self._is_unsure = True
+                return 1.0
             self._could_not_begin(self._claim, error)
         self._claim = self._log_name = None
         return 0.0
@@ -213,11 +264,13 @@ class Supervisor:
     def _could_not_begin(self, claim: Claim, error: Exception) -> None:
         """Record an attempt that came to nothing before there was a runner."""
         self._say(f"{claim.job_id} could not be started: {error}")
-        message = f"The attempt could not be started: {error}."
-        reason = Reason("storage_error", message, "Check the data and logs folders and their disks.")
+        if isinstance(error, OSError | EOFError):
+            message = f"The attempt could not be started: {error}."
+            reason = Reason("storage_error", message, "Check the data and logs folders and their disks.")
+        else:
+            reason = Reason("internal", f"The attempt could not be started: {_named(error)}.")
         with suppress(LostJob):
-            tell = self._teller(claim.log_name or self._log_name, reason)
-            self._queue.crash(claim.job_id, claim.attempt, reason, tell=tell)
+            self._crash(claim.job_id, claim.attempt, reason, claim.log_name or self._log_name)
 
     def _teller(self, log_name: str | None, cause: Reason) -> Tell:
         """End the log of an attempt that nobody else can end."""
@@ -261,13 +314,21 @@ class Supervisor:
         for row in self._queue.page(statuses=[Status.PAUSED], limit=1000)[0]:
             if row.reason_code != "disk_full":
                 continue
-            told = [event.data for event in self._queue.events(row.id) if event.kind == "disk_full"]
-            needed = told[-1].get("needed_bytes", 0) if told else 0
-            if free_bytes(self._paths.data_root) > needed:
-                self._queue.resume(row.id)
-                self._say(f"{row.id} goes on: there is room on the disk again")
+            with self._alone(row.id, "could not go on, though there may be room"):
+                told = [event.data for event in self._queue.events(row.id) if event.kind == "disk_full"]
+                needed = told[-1].get("needed_bytes", 0) if told else 0
+                if free_bytes(self._paths.data_root) > needed:
+                    self._queue.resume(row.id)
+                    self._say(f"{row.id} goes on: there is room on the disk again")
 
     def _begin(self, claim: Claim) -> Attempt | None:
+        config = usable(claim.config)
+        if isinstance(config, Reason):
+            self._say(f"{claim.job_id} cannot be started: {config.message}")
+            tell = self._teller(claim.log_name, config)
+            self._queue.finish(claim.job_id, claim.attempt, config, tell=tell)
+            return None
+        claim = replace(claim, config=config)
         if (busy := self._gpu_is_busy(claim)) is not None:
             self._queue.release(claim.job_id, claim.attempt, busy, again_in_s=GPU_WAIT_S)
             return None
@@ -373,7 +434,7 @@ class Supervisor:
             row = self._queue.get(job_id)
             self._say(f"{job_id} {row.status}" + (f" ({row.reason_code})" if row.reason_code else ""))
             self._settle(row)
-        except (ServiceError, OSError) as error:
+        except Exception as error:
             self._say(f"{job_id} has ended, but: {error}")
 
     def _settle(self, row: Row) -> None:
@@ -383,6 +444,23 @@ class Supervisor:
             if best is not None and best.id == row.id:
                 self._say(f"{row.id} is the champion")
         sweep(self._paths, row.id, self._queue.kept_files(row.id))
+
+
+def usable(config: Any) -> dict[str, Any] | Reason:
+    """Give a stored config with what has been added to it since as by default; or say why it is of no use."""
+    if isinstance(config, Damaged):
+        return Reason("config_invalid", "The stored config of the job is damaged.", "Submit the job again.")
+    try:
+        return JobRequest.model_validate_json(json.dumps(config)).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = "/" + "/".join(str(part) for part in first["loc"])
+        message = f"The stored config is no longer valid: {place}: {first['msg']}."
+        return Reason("config_invalid", message, "Clone the job with that field as it is to be now.")
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(". ")
 
 
 def whoami() -> Owner:
@@ -402,6 +480,12 @@ def others(slots: Sequence[str | None], device: str | None) -> tuple[str, ...]:
     if device is not None and device.startswith("cpu") and any(slot.startswith("cuda") for slot in found):
         return (*found, "cuda")
     return found
+
+
+def unwritable(paths: Paths) -> list[Path]:
+    """Name the folders this process is to write to, and may not."""
+    places = (paths.data_root, paths.data_root / "jobs", paths.logs_root)
+    return [place for place in places if place.exists() and not os.access(place, os.W_OK | os.X_OK)]
 
 
 def free_bytes(path: Path) -> int:
@@ -470,6 +554,8 @@ def _serve(settings: Settings, slot: str | None) -> int:
             refuse_damaged(file, Paths(settings.data_root, settings.logs_root).database_backup())
             if (kind := network_file_system(file)) is not None:
                 say(f"warning: the database lies on a network file system ({kind}), where locks are not safe")
+        for place in unwritable(paths):
+            say(f"warning: {place} cannot be written by user {os.geteuid()}; jobs that need it will not run")
         wait_for_head(database, timeout_s=10.0)
         supervisor.arrive()
     except StorageUnavailable as error:
@@ -489,6 +575,7 @@ def _serve(settings: Settings, slot: str | None) -> int:
         supervisor.leave()
     finally:
         supervisor.close()  # else Python would wait for the runner, whatever went wrong here
+        spawner.close()
         database.dispose()
     say("worker stopped")
     return 0

@@ -21,7 +21,7 @@ from app.api.mergepatch import merged
 from app.api.parameters import JobId
 from app.api.reply import Json
 from app.api.services import Services, Use
-from app.api.submit import admit
+from app.api.submit import admit, whole
 from app.api.values import key_problem
 from app.errors import MAX_PROBLEMS, InvalidRequest, JobNotFound, Problem
 from app.jobs.allowed import did_you_mean
@@ -158,7 +158,7 @@ def _made(use: Services, row: Row, is_new: bool) -> Response:
 
 def _inherited(use: Services, job_id: str) -> dict[str, Any]:
     """Take a job's config, without the dependencies that have been deleted since."""
-    config: dict[str, Any] = use.queue.get(job_id).config
+    config: dict[str, Any] = whole(use.queue.get(job_id)).config
     return {**config, "depends_on": [needs_id for needs_id in config["depends_on"] if _exists(use, needs_id)]}
 
 
@@ -174,11 +174,12 @@ def _edited(row: Row, patch: Any, found: list[Problem]) -> tuple[JobRequest, lis
     """Read a patch of a job's labels as (a request with all of them, the names it is about)."""
     if not isinstance(patch, dict):
         raise InvalidRequest(problems=[Problem("", "wrong_type", "must be an object")])
+    config = whole(row).config
     fixed = [
         _not_editable(key)
         for key in itertools.islice((key for key in patch if key not in EDITABLE), MAX_PROBLEMS + 1)
     ]
-    labels = {name: row.config[name] for name in EDITABLE}
+    labels = {name: config[name] for name in EDITABLE}
     asked = {key: value for key, value in patch.items() if key in EDITABLE}
     # The rest of the config has been judged at submit.
     request, problems = read_job({**merged(labels, asked), "data": {"path": "demo"}}, found)

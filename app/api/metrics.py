@@ -103,7 +103,7 @@ def _measured(services: Services, job_id: str, query: MetricsQuery, after: int |
 
 def _classes(row: Row) -> list[str] | None:
     """Find the names of the classes: as resolved, else as asked for."""
-    for source in (row.resolved, row.plan, row.config["data"]):
+    for source in (row.resolved, row.plan, row.config.get("data")):
         if source and source.get("classes"):
             return list(source["classes"])
     return None

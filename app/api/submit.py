@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from app.api.explain import read_job, remainder
 from app.api.services import Services
-from app.errors import InvalidRequest, Problem, shown
+from app.db import Damaged
+from app.errors import IllegalTransition, InvalidRequest, Problem, shown
 from app.jobs.config import JobRequest, stored
 from app.jobs.custom import custom_model_problems
 from app.jobs.foresight import Foresight, Gpu, foresee
@@ -109,10 +110,20 @@ def _bad_start(services: Services, request: JobRequest, data: Preflight) -> list
 
 def _shaped_like(services: Services, row: Row) -> Shaped | None:
     """Find what shapes a job's weights have: as it was settled, or as its data are while it waits."""
-    request = stored(row.config)
+    request = stored(whole(row).config)
     if row.resolved is None:
         return _shaped(request, _preflight(services, request))
     return Shaped(request, tuple(row.resolved["shape"]), len(row.resolved["classes"]))
+
+
+def whole(row: Row) -> Row:
+    """Give a row whose config can be gone on with. Raises IllegalTransition."""
+    if isinstance(row.config, Damaged):
+        raise IllegalTransition(
+            "The row of the job is damaged: its config cannot be read.",
+            "Cancel or delete it; submit it again.",
+        )
+    return row
 
 
 def _shaped(request: JobRequest, data: Preflight) -> Shaped | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from app.db import Damaged
 from app.jobs.config import TrainingConfig
 from app.jobs.eta import starts
 from app.jobs.queue import Queue
@@ -70,13 +72,45 @@ def summary(row: Row, where: Standing) -> dict[str, Any]:
     return {name: value for name, value in job(row, where).items() if name not in _LONG}
 
 
+# What a job's JSON columns hold, and what stands for one that cannot be read.
+_JSON: Mapping[str, tuple[type, Any]] = {
+    "tags": (list, []),
+    "metadata": (dict, {}),
+    "config": (dict, {}),
+    "warnings": (list, []),
+    "resolved": (dict, None),
+    "plan": (dict, None),
+    "test": (dict, None),
+}
+
+
 def job(row: Row, where: Standing) -> dict[str, Any]:
-    """Render a job as the contract's Job."""
-    return {
+    """Render a job as the contract's Job.
+
+    A row that is damaged is rendered, too, with what can be read of it and a warning: left out, it could be
+    neither found nor deleted.
+    """
+    unread: list[str] = []
+
+    def column(name: str) -> Any:
+        value, (kind, empty) = getattr(row, name), _JSON[name]
+        if (isinstance(value, kind) and not isinstance(value, Damaged)) or (value is None and empty is None):
+            return value
+        unread.append(name)
+        return empty
+
+    def derived(name: str, render: Callable[[], Any]) -> Any:
+        try:
+            return render()
+        except Exception:  # whatever a damaged row holds
+            unread.append(name)
+            return None
+
+    found = {
         "id": row.id,
         "name": row.name,
-        "tags": row.tags,
-        "metadata": row.metadata,
+        "tags": column("tags"),
+        "metadata": column("metadata"),
         "status": row.status,
         "phase": row.phase,
         "reason": reason(row, where),
@@ -86,19 +120,25 @@ def job(row: Row, where: Standing) -> dict[str, Any]:
         "queue": place(row, where),
         "champion": (row.is_promoted and row.best_file is not None) or row.id in where.champions,
         "progress": progress(row, where.besides_s.get(row.id, 0.0)),
-        "best": best(row, where.margins.get(row.id)),
-        "test": test(row),
-        "config": row.config,
-        "resolved": row.resolved,
+        "best": derived("best", lambda: best(row, where.margins.get(row.id))),
+        "test": derived("test", lambda: test(row)),
+        "config": column("config"),
+        "resolved": column("resolved"),
         "config_hash": row.config_hash,
         "data_fingerprint": row.data_fingerprint,
-        "warnings": row.warnings,
+        "warnings": column("warnings"),
         "created_at": row.created_at,
         "started_at": row.started_at,
         "finished_at": row.finished_at,
         "parent_id": row.parent_id,
         "links": links(row.id),
     }
+    column("plan")
+    if unread:
+        named = ", ".join(dict.fromkeys(unread))
+        message = f"The row of this job is damaged; what cannot be read is left empty: {named}."
+        found["warnings"] = [*found["warnings"], {"code": "row_damaged", "message": message}]
+    return found
 
 
 def reason(row: Row, where: Standing) -> dict[str, str | None]:
@@ -148,8 +188,9 @@ def progress(row: Row, besides_s: float = 0.0) -> dict[str, Any]:
         part = min(1.0, (row.batch or 0) / row.batches) if row.batches else 0.0
         done = min(1.0, (row.epoch - 1 + part) / row.epochs)
     eta_s = None
-    if row.status == Status.RUNNING and row.samples_per_s and row.epochs and row.batches:
-        training_s = row.batches * _nominal_batch(row) / row.samples_per_s
+    nominal = _nominal_batch(row)
+    if row.status == Status.RUNNING and row.samples_per_s and row.epochs and row.batches and nominal:
+        training_s = row.batches * nominal / row.samples_per_s
         epochs_to_end = row.epochs - (row.epoch or 1) + 1
         eta_s = round((1 - done) * row.epochs * training_s + epochs_to_end * besides_s, 1)
     return {
@@ -166,13 +207,17 @@ def progress(row: Row, besides_s: float = 0.0) -> dict[str, Any]:
 def _besides_s(queue: Queue, row: Row) -> float:
     """Measure what the last epoch took besides training; 0 before there is one."""
     last = queue.newest_epoch(row.id) if row.batches else None
-    if last is None or not last.duration_s or not last.samples_per_s:
+    nominal = _nominal_batch(row)
+    if last is None or not last.duration_s or not last.samples_per_s or nominal is None:
         return 0.0
-    return float(max(0.0, last.duration_s - row.batches * _nominal_batch(row) / last.samples_per_s))
+    return float(max(0.0, last.duration_s - row.batches * nominal / last.samples_per_s))
 
 
-def _nominal_batch(row: Row) -> int:
-    return TrainingConfig.model_construct(**row.config["training"]).nominal_batch
+def _nominal_batch(row: Row) -> int | None:
+    """Read the nominal micro-batch of a job; null when its config cannot be read."""
+    with suppress(KeyError, TypeError, AttributeError):
+        return TrainingConfig.model_construct(**row.config["training"]).nominal_batch
+    return None
 
 
 def best(row: Row, margins: Margins | None) -> dict[str, Any] | None:

@@ -42,9 +42,9 @@ def _facts(job: Json, url: str) -> Iterator[tuple[str, str]]:
         yield "", hint
     if job["tags"]:
         yield "tags", ", ".join(job["tags"])
-    config = job["config"]
-    yield "data", config["data"]["path"]
-    yield "model", config["model"]["name"]
+    if config := job["config"]:  # else its row is damaged, as a warning says
+        yield "data", config["data"]["path"]
+        yield "model", config["model"]["name"]
     if job["progress"]["epoch"]:
         yield "epoch", f"{render.epoch(job)}, {job['progress']['percent']:.0f} %"
     if job["best"]:

@@ -36,9 +36,9 @@ _MOVE = (
 _END = job.update().where(_OF_ID)
 _EVENT = event.insert()
 # What a change of status must know of a row.
-_OF_MOVE = ("id", "attempt", "status", "seq", "runtime_s", "attempt_started_at")
+OF_MOVE = ("id", "attempt", "status", "seq", "runtime_s", "attempt_started_at")
 _FALLING = (
-    sa.select(*(job.c[name] for name in _OF_MOVE))
+    sa.select(*(job.c[name] for name in OF_MOVE))
     .where(job.c.id.in_(sa.bindparam("ids", expanding=True)), job.c.status.in_(WAITING))
     .order_by(job.c.id)  # two that take the same jobs along do not wait for each other
     .with_for_update(of=job)
@@ -87,7 +87,7 @@ class Door:
         with self.database.reading() as connection:
             ahead = list(falling(connection, lost_id))
         for start in range(0, len(ahead), BATCH):
-            with self.database.writing("fall") as connection:
+            with self.database.writing() as connection:
                 self._fall(connection, ahead[start : start + BATCH])
             time.sleep(LET_OTHERS_S)
 
@@ -252,7 +252,7 @@ class Door:
         }
 
     def _ran_s(self, row: Row) -> float:
-        if row.status != Status.RUNNING:
+        if row.status != Status.RUNNING or row.attempt_started_at is None:
             return 0.0
         return float(max(0.0, (self.now() - row.attempt_started_at).total_seconds()))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from app.db import Damaged
 from app.jobs import champion
 from app.jobs.champion import Champion
 from app.jobs.config import canonical, memory_key
@@ -174,6 +175,8 @@ class Reading(Door):
                 .order_by(job.c.id.desc())
             )
             for row in rows:
+                if isinstance(row.config, Damaged):
+                    continue
                 if (row.resolved or {}).get("gpu") == gpu and memory_key(row.config) == key:
                     data = connection.execute(
                         sa.select(event.c.data)
@@ -203,7 +206,7 @@ class Reading(Door):
         descended = sa.exists().where(event.c.job_id == job.c.id, event.c.kind == "oom_recovered")
         columns = (job.c.config, job.c.resolved, _WORK[1], epochs.c.epoch_s, epochs.c.vram_peak)
         with self.database.reading() as connection:
-            return connection.execute(
+            rows = connection.execute(
                 sa.select(*columns, descended.label("has_descended"))
                 .join(epochs, epochs.c.job_id == job.c.id)
                 .where(job.c.config[("model", "name")].as_string() == model)
@@ -211,6 +214,7 @@ class Reading(Door):
                 .order_by(job.c.id.desc())
                 .limit(limit)
             ).all()
+        return [row for row in rows if not isinstance(row.resolved, Damaged)]
 
     def waits_for(self, job_id: str) -> Sequence[str]:
         """List the dependencies of a job that have not succeeded yet."""

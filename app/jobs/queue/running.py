@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.db import UtcTime, later, server_time
-from app.jobs.queue.door import Door, held, in_turn
+from app.jobs.queue.door import OF_MOVE, Door, held, in_turn
 from app.jobs.queue.records import (
     NOTHING,
     PAUSED,
@@ -28,7 +28,7 @@ from app.jobs.queue.records import (
 )
 from app.jobs.queue.resuming import newest_checkpoint
 from app.jobs.scores import Margins
-from app.jobs.states import Status
+from app.jobs.states import ENDINGS, Status
 from app.jobs.tables import batch_row, checkpoint, dependency, epoch_row, gate, job, system_row
 
 # First restart at once, then after 5 s, then after 30 s.
@@ -94,6 +94,20 @@ class Running(Door):
                 checkpoint=newest_checkpoint(connection, row) if may_go_on else None,
                 init_from=_init_from(connection, row),
             )
+
+    def set_aside(self, job_id: str, attempt: int, reason: Reason) -> None:
+        """End a running job that nothing else can be done with: its row, and nothing beside it.
+
+        Its dependents are found by whoever looks next. Raises LostJob.
+        """
+        with self.database.writing() as connection:
+            row = connection.execute(
+                sa.select(*(job.c[name] for name in OF_MOVE)).where(held(job_id, attempt)).with_for_update()
+            ).one_or_none()
+            if row is None:
+                raise LostJob(job_id)
+            ended = {"finished_at": self.now(), "run_after": None}
+            self._move(connection, row, ENDINGS[reason.code], "finished", reason, **ended)
 
     def name_log(self, job_id: str, attempt: int, log_name: str) -> None:
         """Say which log the job writes to, once, at its first claim. Raises LostJob."""
@@ -282,7 +296,9 @@ def _due() -> sa.Select[Any]:
     candidate, needed, now = _CANDIDATE, _NEEDED, sa.bindparam("now", type_=UtcTime)
     # A job that has begun goes on where it began: on one device its numbers are the same.
     device = sa.func.coalesce(
-        candidate.c.resolved["device"].as_string(), candidate.c.config["device"].as_string()
+        candidate.c.resolved["device"].as_string(),
+        candidate.c.config["device"].as_string(),
+        "auto",  # of a config that cannot be read: anybody's to end
     )
     waits = (
         sa.exists()
@@ -389,7 +405,7 @@ def _new_best(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _init_from(connection: sa.Connection, row: Row) -> Weights | None:
-    source_id = row.config.get("init_from")
+    source_id = _within(row.config, "init_from")
     if source_id is None:
         return None
     found = connection.execute(
@@ -399,8 +415,15 @@ def _init_from(connection: sa.Connection, row: Row) -> Weights | None:
     ).one_or_none()
     if found is None:
         return None
-    is_normalized = found.config["data"]["normalize"] != "none"
+    is_normalized = _within(found.config, "data", "normalize") not in (None, "none")
     return Weights(found.id, found.best_file, found.best_sha256, is_normalized)
+
+
+def _within(config: Any, *path: str) -> Any:
+    """Read a field of a stored config, whatever became of it: to refuse one is not the claim's part."""
+    for name in path:
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
 def _silent(row: Row) -> Reason:
