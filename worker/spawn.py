@@ -148,9 +148,8 @@ class Spawner:
             return self._start(assignment)
 
     def close(self) -> None:
-        """End a server that cannot leave by itself, as it does when this process has ended."""
-        if _is_stopped(self.server_pid):
-            self._end_server(self.server_pid)
+        """End the server: by itself it would first finish its imports, and a stopped one would stay."""
+        self._end_server(self.server_pid)
 
     def _start(self, assignment: Assignment) -> Runner:
         self.warm_up()
