@@ -227,12 +227,14 @@ def test_honest_data_give_nothing(
         assert codes(tmp_path, make(num_rows, np.random.default_rng(seed))) == []
 
 
-@pytest.mark.parametrize("bar_trades", [200, 60])
-def test_the_synthetic_order_flow_gives_nothing(tmp_path: Path, bar_trades: int) -> None:
+@pytest.mark.parametrize(
+    "bars", [{}, {"bar_trades": 200, "bar_s": None}, {"bar_trades": 60, "bar_s": None}], ids=str
+)
+def test_the_synthetic_order_flow_gives_nothing(tmp_path: Path, bars: dict[str, Any]) -> None:
     trades = tmp_path / "trades.parquet"
-    pq.write_table(demo.synthetic_trades(300_000, bar_trades), trades)
+    pq.write_table(demo.synthetic_trades(300_000, 0), trades)
     options = demo.demo_build_options(demo.TradeSource(trades, "made up", synthetic=True))
-    build_dataset(trades, tmp_path / "set", dataclasses.replace(options, bar_trades=bar_trades))
+    build_dataset(trades, tmp_path / "set", dataclasses.replace(options, **bars))
     assert found_in(tmp_path, path="set", window=32) == []
 
 
