@@ -7,15 +7,10 @@ import os
 import queue
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-
-import psutil
 
 from worker.assignment import Assignment, Order
 from worker.engine import events
@@ -33,26 +28,13 @@ SERVER_ENVIRONMENT = {
 
 
 DUMP_S = 1.0
-# The longest a fork server may take to start a runner: it may still be importing, from a slow disk.
-START_S = 120.0
-# One that is stopped (SIGSTOP, a debugger that went away) is not waited for, nor one that does not report
-# within this time that a runner has ended.
-STOPPED_S = 2.0
 
 
 class Runner:
     """A live attempt: its process, the events it sent, the orders it takes."""
 
-    def __init__(
-        self,
-        process: ForkServerProcess,
-        connection: Connection,
-        end_server: Callable[[], None] = lambda: None,
-    ) -> None:
-        """end_server: by force; with it goes whoever was to report the end of this process."""
+    def __init__(self, process: ForkServerProcess, connection: Connection) -> None:
         self.process = process
-        self._end_server = end_server
-        self._unreported_since: float | None = None
         self.inbox: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
         self._connection = connection
         # A thread drains the pipe, so that a slow database never blocks training.
@@ -66,15 +48,7 @@ class Runner:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its end is not known yet. A fork server that keeps it to itself is ended: that tells."""
-        if self.process.exitcode is not None:
-            return False
-        if self.is_drained and _is_dead(self.pid):
-            now = time.monotonic()
-            self._unreported_since = self._unreported_since or now
-            if now - self._unreported_since > STOPPED_S:
-                self._end_server()
-        return True
+        return self.process.exitcode is None
 
     @property
     def exit_code(self) -> int | None:
@@ -106,9 +80,8 @@ class Runner:
         wait([self.process.sentinel], DUMP_S)
 
     def close(self) -> None:
-        """Let go of a runner that has ended, or is about to."""
-        while self.is_alive:
-            wait([self.process.sentinel], 0.1)
+        """Let go of a runner that has ended."""
+        self.process.join()
         self._reader.join()
         self._connection.close()
         self.process.close()
@@ -137,74 +110,12 @@ class Spawner:
         return pid
 
     def start(self, assignment: Assignment) -> Runner:
-        """Fork a runner, from a new server if the one there is does not answer, or dies of it.
-
-        Call from the main thread: PDEATHSIG is about threads.
-        """
-        try:
-            return self._start(assignment)
-        except (EOFError, ConnectionError):
-            print("the fork server does not answer; starting a new one", flush=True)
-            return self._start(assignment)
-
-    def close(self) -> None:
-        """End the server: by itself it would first finish its imports, and a stopped one would stay."""
-        self._end_server(self.server_pid)
-
-    def _start(self, assignment: Assignment) -> Runner:
+        """Fork a runner. Call from the main thread: PDEATHSIG is about threads."""
         self.warm_up()
-        server_pid = self.server_pid
         ours, theirs = self._context.Pipe(duplex=True)
         process = self._context.Process(
-            target=enter, args=(assignment, theirs, server_pid), name=f"runner-{assignment.job_id}"
+            target=enter, args=(assignment, theirs, self.server_pid), name=f"runner-{assignment.job_id}"
         )
-        try:
-            with _answering(server_pid, partial(self._end_server, server_pid)):
-                process.start()
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()  # else the pipe would not end with the runner
-        return Runner(process, ours, partial(self._end_server, server_pid))
-
-    def _end_server(self, pid: int) -> None:
-        if pid == self.server_pid:  # not yet waited for, so it is nobody else's
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-@contextmanager
-def _answering(server_pid: int, end_server: Callable[[], None]) -> Iterator[None]:
-    """End a server that does not answer within the block, so that nobody waits for it for ever."""
-    done = threading.Event()
-    watch = threading.Thread(target=_watch, args=(server_pid, end_server, done), name="start", daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watch.join()
-
-
-def _watch(server_pid: int, end_server: Callable[[], None], done: threading.Event) -> None:
-    began = running = time.monotonic()
-    while not done.wait(0.2):
-        now = time.monotonic()
-        if not _is_stopped(server_pid):
-            running = now
-        if now - running > STOPPED_S or now - began > START_S:
-            end_server()
-            return
-
-
-def _is_stopped(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    return False
-
-
-def _is_dead(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    return True
+        process.start()
+        theirs.close()  # else the pipe would not end with the runner
+        return Runner(process, ours)

@@ -575,7 +575,6 @@ def _serve(settings: Settings, slot: str | None) -> int:
         supervisor.leave()
     finally:
         supervisor.close()  # else Python would wait for the runner, whatever went wrong here
-        spawner.close()
         database.dispose()
     say("worker stopped")
     return 0

@@ -103,9 +103,6 @@ class ToySpawner:
     def warm_up(self) -> None:
         pass
 
-    def close(self) -> None:
-        pass
-
     def start(self, assignment: Assignment) -> Runner:
         ours, theirs = self._context.Pipe(duplex=True)
         process = self._context.Process(target=_enter, args=(assignment, theirs, os.getpid(), self._witness))
