@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from app.datasets.catalog import find_files
-from app.datasets.errors import LabelOutOfRange, NoRows, NotChronological, SchemaMismatch
+from app.datasets.errors import LabelOutOfRange, NoFiles, NoRows, NotChronological, SchemaMismatch
 from app.datasets.features import Features, listed, resolve_features
 from app.datasets.footers import Footer, Metadata, check_same_schema, read_footer
 from app.datasets.order import Ordered, order_by_time
@@ -51,6 +51,7 @@ ENCODE_ROWS, HEAD_WINDOWS = 1024, 256  # that go through the model at once
 LOSS_CONFIG: TypeAdapter[LossConfig] = TypeAdapter(LossConfig)
 # Of what is known of a checkpoint.
 _NEEDED = ("classes", "config.data", "config.loss", "resolved.features", "resolved.shape")
+_FROM_HERE = "The path is read from the current folder: of a dataset below the data root, data/btc, not btc."
 _NO_LABEL = "Labels are not needed: leave the column out of the data if it holds something else."
 
 Ints = NDArray[np.int64]
@@ -69,6 +70,7 @@ class Predicted:
     path: Path
     windows: int
     scores: dict[str, Any] | None
+    trained_on: int  # windows that end before the model's validation began: it may know them by heart
 
 
 def predict(
@@ -96,16 +98,20 @@ def predict(
     source = open_source(str(data), about, besides=target)
     scoring = Scoring(about) if source.label is not None else None
     draft = target.with_name(f".{target.name}.tmp")
-    num_windows = 0
+    # Null in a checkpoint of before, without its sidecar.
+    val_from_ns = (about["resolved"].get("cuts_ns") or [None])[0]
+    num_windows = num_trained_on = 0
     try:
         with pq.ParquetWriter(draft, source.schema(about)) as writer:
-            for table in _predictions(model, source, about, device, piece_rows, scoring):
+            for table, ends_ns in _predictions(model, source, about, device, piece_rows, scoring):
                 writer.write_table(table)
                 num_windows += table.num_rows
+                if val_from_ns is not None:
+                    num_trained_on += int((ends_ns < val_from_ns).sum())
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
-    return Predicted(target, num_windows, scoring.scores() if scoring else None)
+    return Predicted(target, num_windows, scoring.scores() if scoring else None, num_trained_on)
 
 
 def _has(about: Any, dotted: str) -> bool:
@@ -222,7 +228,14 @@ class Source:
 
 def open_source(path: str, about: About, *, besides: Path) -> Source:
     """Find the files and check that they hold what the model was trained on; `besides` is never data."""
-    found = [f for f in find_files(*split_path(path)) if f.path.resolve() != besides.resolve()]
+    folder, name = split_path(path)
+    if not folder.is_dir():
+        raise NoFiles(f"There is no folder {shown(str(folder))!r}.", _FROM_HERE)
+    try:
+        found = [f for f in find_files(folder, name) if f.path.resolve() != besides.resolve()]
+    except NoFiles as error:
+        # The folder is the user's here, not the data root.
+        raise NoFiles(error.message.replace(" below the data root", ""), _FROM_HERE) from error
     footers = [footer for footer in (read_footer(f.path, f.name) for f in found) if footer.rows]
     if not footers:
         raise NoRows(f"{shown(path)!r} has no rows.", "Give a path with data.")
@@ -290,7 +303,8 @@ def _predictions(
     device: str,
     piece_rows: int,
     scoring: Scoring | None,
-) -> Iterator[pa.Table]:
+) -> Iterator[tuple[pa.Table, Ints]]:
+    """Classify piece by piece: the rows to write, and the times of the windows' last rows."""
     lanes: dict[Any, _Lane] = {}
     schema = source.schema(about)
     classes = pa.array(about["classes"], pa.string())
@@ -304,10 +318,11 @@ def _predictions(
         probabilities_KB = logits_BK.softmax(-1).float().T.contiguous().numpy()
         predictions_B = pa.array(logits_BK.argmax(-1).numpy(), pa.int32())
         kept = [_decoded(piece.columns[name]).take(pa.array(places_B[order_B])) for name in source.kept]
-        yield pa.Table.from_arrays(
+        table = pa.Table.from_arrays(
             [*kept, predictions_B, classes.take(predictions_B), *map(pa.array, probabilities_KB)],
             schema=schema,
         )
+        yield table, source.times_ns(footer, piece)[places_B]
 
 
 def _classify_piece(
@@ -446,9 +461,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ServiceError, CorruptCheckpoint, OSError) as error:
         print(f"error: {told(error)}", file=sys.stderr)
         return 1
-    print(json.dumps({"path": str(found.path), "windows": found.windows, "scores": found.scores}))
+    print(json.dumps({**asdict(found), "path": str(found.path)}))
     if found.scores is not None:
         print(_score_line(found.windows, found.scores), file=sys.stderr)
+    if found.trained_on:
+        print(
+            f"{found.trained_on} of the {found.windows} windows end before the model's validation began:"
+            " what it was trained on says little of new data.",
+            file=sys.stderr,
+        )
     return 0
 
 

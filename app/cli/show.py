@@ -49,13 +49,10 @@ def _facts(job: Json, url: str) -> Iterator[tuple[str, str]]:
         yield "epoch", f"{render.epoch(job)}, {job['progress']['percent']:.0f} %"
     if job["best"]:
         best = job["best"]
-        yield (
-            "best",
-            (
-                f"epoch {best['epoch']}: val loss {render.loss(best['val_loss'])}, "
-                f"accuracy {render.percent(best['val_accuracy'])}"
-            ),
-        )
+        scored = _scored(best, best["val_loss"], best["val_accuracy"])
+        yield "best", f"epoch {best['epoch']}: val {scored}"
+    if job["test"]:
+        yield "test", _scored(job["test"], job["test"]["loss"], job["test"]["accuracy"])
     if job.get("champion"):
         yield "champion", "of the jobs comparable with it"
     if job["attempt"] > 1:
@@ -67,6 +64,19 @@ def _facts(job: Json, url: str) -> Iterator[tuple[str, str]]:
     for warning in job.get("warnings") or ():
         yield "warning", warning["message"]
     yield "address", f"{url}{job['links']['self']}"
+
+
+def _scored(of: Json, loss: float | None, accuracy: float | None) -> str:
+    """Say how good a model is, beside what needs none."""
+    said = f"loss {render.loss(loss)}, accuracy {render.percent(accuracy)}"
+    if of.get("macro_f1") is None:
+        return said
+    beside = (
+        ""
+        if of.get("baseline_macro_f1") is None
+        else f"always {of['baseline_class']} {of['baseline_macro_f1']:.3f}"
+    )
+    return f"{said}, macro-F1 {of['macro_f1']:.3f}" + (f" ({beside})" if beside else "")
 
 
 def _moment(text: str) -> str:

@@ -69,7 +69,7 @@ def test_every_window_gets_the_models_probabilities(
     pq.write_table(make_table(rows_RF[11:], range(11, 30)), data / "a.parquet")
     out = tmp_path / "preds.parquet"
     ends = list(range(WINDOW - 1, 30, stride))
-    assert predict(checkpoint, data, out, piece_rows=piece_rows) == Predicted(out, len(ends), None)
+    assert predict(checkpoint, data, out, piece_rows=piece_rows) == Predicted(out, len(ends), None, 0)
     found = pq.read_table(out)
     np.testing.assert_allclose(probabilities(found), expected(net, rows_RF, ends), rtol=1e-5, atol=1e-6)
     assert found["timestamp"].cast(pa.int64()).to_pylist() == [end * 1_000_000 for end in ends]
@@ -244,6 +244,29 @@ def test_a_sidecar_too_small_to_predict_with_is_named(tmp_path: Path) -> None:
         predict(checkpoint, tmp_path, tmp_path / "p.parquet")
 
 
+def test_windows_of_the_time_of_training_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    sidecar = checkpoint.with_suffix(".json")
+    about = json.loads(sidecar.read_text())
+    about["resolved"]["cuts_ns"] = [7_000_000_000, None]
+    sidecar.write_text(json.dumps(about))
+    pq.write_table(make_table(make_rows(9), range(9)), tmp_path / "d.parquet")
+    assert predict(checkpoint, tmp_path / "d.parquet", tmp_path / "p.parquet").trained_on == 4
+    assert main([str(checkpoint), str(tmp_path / "d.parquet"), "--out", str(tmp_path / "p.parquet")]) == 0
+    assert "4 of the 6 windows end before the model's validation began" in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path) -> None:
+    checkpoint, _ = save_best(tmp_path, MLP)
+    for path in (tmp_path / "btc", tmp_path / "gone" / "btc", tmp_path / "*.csv"):
+        with pytest.raises(DataError, match=r"There is no folder|No Parquet file") as caught:
+            predict(checkpoint, path, tmp_path / "p.parquet")
+        assert "read from the current folder" in str(caught.value.hint)
+        assert "data root" not in str(caught.value)
+
+
 def test_a_path_is_a_file_a_folder_or_a_glob(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.parquet").touch()
@@ -258,7 +281,12 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFi
     pq.write_table(make_table(make_rows(9), range(9)), tmp_path / "d.parquet")
     out = str(tmp_path / "p.parquet")
     assert main([str(checkpoint), str(tmp_path / "d.parquet"), "--out", out]) == 0
-    assert json.loads(capsys.readouterr().out) == {"path": out, "windows": 6, "scores": None}
+    assert json.loads(capsys.readouterr().out) == {
+        "path": out,
+        "windows": 6,
+        "scores": None,
+        "trained_on": 0,
+    }
     assert main([str(checkpoint), str(tmp_path / "gone.parquet"), "--out", out]) == 1
     assert capsys.readouterr().err.startswith("error: ")
     labelled = make_table(make_rows(9), range(9), label=pa.array([0, 1, 2] * 3))

@@ -95,9 +95,8 @@ def _ended(run: Run) -> Ended:
             "early_stopped",
             f"No better validation loss than {stopping.best_loss:.6g} for {stopping.stale_epochs} epochs.",
         )
-    return Ended(
-        "completed", f"Trained {run.num_epochs} epochs; the best validation loss is {stopping.best_loss:.6g}."
-    )
+    epochs = "1 epoch" if run.num_epochs == 1 else f"{run.num_epochs} epochs"
+    return Ended("completed", f"Trained {epochs}; the best validation loss is {stopping.best_loss:.6g}.")
 
 
 def _diverged(run: Run, what: str) -> Ended:

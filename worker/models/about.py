@@ -20,7 +20,7 @@ KEY = "/saimp"  # no module is called so
 # Nothing that differs between jobs whose models are equal: such checkpoints are equal files.
 CARRIED: dict[str, tuple[str, ...]] = {
     "config": ("data", "model", "loss"),
-    "resolved": ("features", "shape", "class_weights"),
+    "resolved": ("features", "shape", "class_weights", "cuts_ns"),
     "shapes": ("window", "row", "num_classes"),
 }
 

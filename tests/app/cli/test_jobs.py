@@ -26,7 +26,8 @@ def finished(live: Live, reason: Reason = DONE) -> str:
     claim = live.claimed(name="run")
     live.save(claim, b"weights")
     plan = {"splits": {"train": {"class_counts": [2, 8]}}}
-    told = {"resolved": {"classes": ["down", "up"]}, "plan": plan}
+    test = {"loss": 0.5, "accuracy": 0.75, "confusion": [[1, 1], [0, 2]]}
+    told = {"resolved": {"classes": ["down", "up"]}, "plan": plan, "test": test}
     live.queue.record(claim.job_id, claim.attempt, Facts(progress=told))
     rows = [epoch(1, [[5, 1], [2, 2]])]
     live.queue.record(claim.job_id, claim.attempt, Facts(epochs=rows, batches=[batch(1, 0)]))
@@ -100,6 +101,10 @@ def test_show_tells_the_story_and_the_scores(live: Live) -> None:
     # Of [[5, 1], [2, 2]]: "up" is most frequent in training, "down" here.
     assert "F1 of always up" in shown
     assert re.search(r"accuracy +0\.700 +0\.400", shown)
+    assert re.search(
+        r"best +epoch 1: val loss 1\.0000, accuracy 50\.0 %, macro-F1 0\.\d+ \(always up 0\.\d+\)", shown
+    )
+    assert re.search(r"test +loss 0\.5000, accuracy 75\.0 %, macro-F1 0\.733 \(always up 0\.333\)", shown)
     assert json.loads(saimp("show", "@last", "-o", "json", url=live.url).stdout)["id"] == job_id
 
 
