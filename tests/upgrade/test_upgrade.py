@@ -44,7 +44,7 @@ def test_an_upgrade_loses_nothing(engine: str, commit: str, tmp_path: Path) -> N
     champion = sha256(root / "data" / "saimp_best.pth")
     with upgraded(root) as new:
         before = {path: names.of_checkpoint(path) for path in new.checkpoints()}
-        # Without a promotion the file follows the rules of today, which may name another than those of before.
+        # Without a promotion the file follows the rules of today, which may name another job.
         if served["other"]["is_promoted"]:
             assert new.champion() == champion
         assert_served(new, served)
